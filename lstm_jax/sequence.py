@@ -1,0 +1,370 @@
+"""A cell over time: layout, lengths, masks, resets, direction, checkpointing."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax import shapes
+from lstm_jax.blocks import scan_blocks
+from lstm_jax.cell import LSTMCell, cast_params
+from lstm_jax.recurrence import xla
+from lstm_jax.recurrence.xla import Controls
+from lstm_jax.types import Array, Cell, LSTMParams, LSTMState, PyTree
+
+_IMPLEMENTATIONS = {"xla": xla}
+
+
+def implementations() -> dict[str, str]:
+    """Returns each implementation's name with "available", or the reason why not.
+
+    Example:
+        >>> import lstm_jax as lj
+        >>> lj.implementations()
+        {'xla': 'available'}
+    """
+    return {name: "available" for name in _IMPLEMENTATIONS}
+
+
+def scan(
+    cell: Cell,
+    params: PyTree,
+    xs: Array,
+    state: PyTree = None,
+    *,
+    lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    reset_state: PyTree = None,
+    reverse: bool = False,
+    time_major: bool = False,
+    checkpoint_every: int | None = None,
+    implementation: str | None = None,
+) -> tuple[PyTree, PyTree]:
+    """Runs a cell over time.
+
+    Shapes:
+        ``xs`` is ``[*batch, T, I]``, or ``[T, *batch, I]`` if ``time_major``; ``ys``,
+        ``mask`` and ``reset`` have the same leading axes. For the standard cell ``ys``
+        ends in P, and the states are ``[*batch, P]`` and ``[*batch, H]``.
+
+    Args:
+        cell: an :class:`LSTMCell`, or anything that follows the cell protocol.
+        params: the cell's parameters.
+        xs: the inputs. They set the compute dtype, unless the cell has a ``dtype``.
+        state: what the scan starts from; zeros if None.
+        lengths: ``[*batch]``, any integer dtype, from 0 to T. Outputs past a row's length
+            are 0, and its last state is the one after its last valid step. Padding may
+            hold anything, NaN included: it reaches no output and no gradient.
+        mask: bool. A step where it is False holds the state and outputs 0. With
+            ``lengths``, a step is valid where both say so.
+        reset: bool. True at t says that a new segment begins at step t: no state crosses
+            from t-1 to t, in either direction::
+
+                reset      F F T F F
+                forward    0 1|2 3 4     before step 2 the state becomes reset_state
+                reverse    0 1|2 3 4     after 4, 3, 2, before step 1, it does
+
+            A masked step still separates; past a row's length nothing acts.
+        reset_state: the state after a reset, of the same shapes as ``state``; zeros if
+            None. It is never the ``state`` passed in, which may come from an earlier
+            chunk.
+        reverse: whether to run from the last step to the first. Outputs stand at their
+            input's time, and each row is reversed within its own length.
+        time_major: whether the first axis is time.
+        checkpoint_every: k keeps the state every k steps and computes the rest again in
+            the backward pass: memory grows with T/k + k instead of T.
+        implementation: a name of :func:`implementations`; None for the fastest one that
+            can run these arguments.
+
+    Returns:
+        ``(state, ys)``: the last state and the outputs of all steps. Under ``jax.jit``,
+        outputs that are not used are not kept.
+
+    Raises:
+        ValueError: if a shape, a value of ``lengths`` or an option is wrong.
+        TypeError: if a type or dtype is wrong, such as a bare pair for the state.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lstm_jax as lj
+        >>> cell = lj.LSTMCell(3, 5)
+        >>> params = cell.init(jax.random.key(0))
+        >>> xs = jnp.ones((2, 7, 3))
+        >>> state, ys = lj.scan(cell, params, xs, lengths=jnp.array([7, 4]))
+        >>> ys.shape, bool((ys[1, 4:] == 0).all()), bool((ys[1, 3] == state.h[1]).all())
+        ((2, 7, 5), True, True)
+    """
+    return _checked(
+        cell,
+        params,
+        xs,
+        state,
+        lengths,
+        mask,
+        reset,
+        reset_state,
+        reverse=reverse,
+        time_major=time_major,
+        checkpoint_every=checkpoint_every,
+        implementation=implementation,
+        emit_states=False,
+    )
+
+
+def scan_states(
+    cell: Cell,
+    params: PyTree,
+    xs: Array,
+    state: PyTree = None,
+    *,
+    lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    reset_state: PyTree = None,
+    reverse: bool = False,
+    time_major: bool = False,
+    checkpoint_every: int | None = None,
+    implementation: str | None = None,
+) -> tuple[PyTree, PyTree]:
+    """Runs a cell over time and returns the state after every step.
+
+    The arguments are those of :func:`scan`.
+
+    Returns:
+        ``(state, states)``: ``states`` is an :class:`LSTMState` (or the cell's own state)
+        whose leaves have a time axis, 0 where a step is not valid, so that ``states.h``
+        is what :func:`scan` returns as ``ys``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lstm_jax as lj
+        >>> cell = lj.LSTMCell(3, 5)
+        >>> params = cell.init(jax.random.key(0))
+        >>> _, states = lj.scan_states(cell, params, jnp.ones((2, 7, 3)))
+        >>> states.h.shape, states.c.shape
+        ((2, 7, 5), (2, 7, 5))
+    """
+    return _checked(
+        cell,
+        params,
+        xs,
+        state,
+        lengths,
+        mask,
+        reset,
+        reset_state,
+        reverse=reverse,
+        time_major=time_major,
+        checkpoint_every=checkpoint_every,
+        implementation=implementation,
+        emit_states=True,
+    )
+
+
+def lstm(
+    params: LSTMParams,
+    xs: Array,
+    state: LSTMState | None = None,
+    *,
+    lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    reset_state: LSTMState | None = None,
+    reverse: bool = False,
+    time_major: bool = False,
+    checkpoint_every: int | None = None,
+    implementation: str | None = None,
+) -> tuple[LSTMState, Array]:
+    """Runs the standard LSTM that fits ``params`` over time.
+
+    ``scan(LSTMCell.for_params(params), params, xs, ...)``; the arguments, the results and
+    the errors are those of :func:`scan`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lstm_jax as lj
+        >>> params = lj.LSTMCell(3, 5).init(jax.random.key(0))
+        >>> state, ys = lj.lstm(params, jnp.ones((7, 3)))
+        >>> ys.shape
+        (7, 5)
+    """
+    return scan(
+        LSTMCell.for_params(params),
+        params,
+        xs,
+        state,
+        lengths=lengths,
+        mask=mask,
+        reset=reset,
+        reset_state=reset_state,
+        reverse=reverse,
+        time_major=time_major,
+        checkpoint_every=checkpoint_every,
+        implementation=implementation,
+    )
+
+
+def resolve_implementation(
+    cell: Cell,
+    params: PyTree,
+    xs: Array,
+    state: PyTree = None,
+    *,
+    lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    reset_state: PyTree = None,
+    reverse: bool = False,
+    time_major: bool = False,
+    checkpoint_every: int | None = None,
+    implementation: str | None = None,
+) -> str:
+    """Returns the name of the implementation that :func:`scan` runs these arguments with.
+
+    Takes and checks the same arguments; runs nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lstm_jax as lj
+        >>> cell = lj.LSTMCell(3, 5)
+        >>> params = cell.init(jax.random.key(0))
+        >>> lj.resolve_implementation(cell, params, jnp.ones((2, 7, 3)))
+        'xla'
+    """
+    check_arguments(
+        cell, params, xs, lengths, mask, reset, time_major, checkpoint_every
+    )
+    return choose_implementation(implementation)
+
+
+def choose_implementation(implementation: str | None) -> str:
+    """Returns the implementation asked for, or the default."""
+    if implementation is None:
+        return "xla"
+    shapes.check_choice("implementation", implementation, tuple(_IMPLEMENTATIONS))
+    return implementation
+
+
+def check_arguments(
+    cell, params, xs, lengths, mask, reset, time_major, checkpoint_every
+) -> tuple[int, ...]:
+    """Checks what :func:`scan` was given, states apart, and returns the batch shape."""
+    if cell.__hash__ is None:
+        raise TypeError(
+            f"cell: expected a hashable description, got {type(cell).__name__}. Make it "
+            "a frozen dataclass."
+        )
+    if checkpoint_every is not None:
+        shapes.check_positive("checkpoint_every", checkpoint_every)
+    shapes.check_params(cell, params)
+    batch_shape, length = shapes.check_sequence(cell, xs, time_major)
+    shapes.check_controls(batch_shape, length, time_major, lengths, mask, reset)
+    return batch_shape
+
+
+def _checked(
+    cell, params, xs, state, lengths, mask, reset, reset_state, **options
+) -> tuple[PyTree, PyTree]:
+    time_major, every = options["time_major"], options["checkpoint_every"]
+    batch_shape = check_arguments(
+        cell, params, xs, lengths, mask, reset, time_major, every
+    )
+    options["implementation"] = choose_implementation(options["implementation"])
+    xs = jnp.asarray(xs)
+    state = shapes.conform_state(cell, "state", state, batch_shape, xs.dtype)
+    if reset is not None:
+        reset_state = shapes.conform_state(
+            cell, "reset_state", reset_state, batch_shape, xs.dtype
+        )
+    elif reset_state is not None:
+        raise ValueError("reset_state: expected None without reset, got a state.")
+    return _scan(cell, params, xs, state, lengths, mask, reset, reset_state, **options)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "cell",
+        "reverse",
+        "time_major",
+        "checkpoint_every",
+        "implementation",
+        "emit_states",
+    ),
+)
+def _scan(
+    cell, params, xs, state, lengths, mask, reset, reset_state, *, time_major, **options
+):
+    if not time_major:
+        axis = xs.ndim - getattr(cell, "input_ndim", 1) - 1
+        xs, mask, reset = jax.tree.map(
+            lambda leaf: jnp.moveaxis(leaf, axis, 0), (xs, mask, reset)
+        )
+    state, ys = run_time_major(
+        cell, params, xs, state, lengths, mask, reset, reset_state, **options
+    )
+    if not time_major:
+        ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axis), ys)
+    return state, ys
+
+
+def run_time_major(
+    cell: Cell,
+    params: PyTree,
+    xs: Array,
+    state: PyTree,
+    lengths: Array | None,
+    mask: Array | None,
+    reset: Array | None,
+    reset_state: PyTree,
+    *,
+    reverse: bool,
+    checkpoint_every: int | None,
+    implementation: str,
+    emit_states: bool = False,
+) -> tuple[PyTree, PyTree]:
+    """:func:`scan` on checked, time-major arguments."""
+    valid, reset = _controls(xs.shape[0], lengths, mask, reset, reverse)
+    dtype = getattr(cell, "dtype", None) or xs.dtype
+    params, xs = cast_params(params, dtype), xs.astype(dtype)
+    if valid is not None:
+        # 0 * NaN is NaN: what stands in padding must go before the first product.
+        xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
+
+    def run(state, steps):
+        xs, valid, reset = steps
+        return _IMPLEMENTATIONS[implementation].run(
+            cell,
+            params,
+            xs,
+            state,
+            Controls(valid, reset, reset_state),
+            reverse=reverse,
+            emit_states=emit_states,
+        )
+
+    steps = (xs, valid, reset)
+    if checkpoint_every is None:
+        return run(state, steps)
+    run = jax.checkpoint(run, prevent_cse=False)
+    return scan_blocks(run, state, steps, checkpoint_every, reverse=reverse)
+
+
+def _controls(
+    length: int,
+    lengths: Array | None,
+    mask: Array | None,
+    reset: Array | None,
+    reverse: bool,
+) -> tuple[Array | None, Array | None]:
+    """What is valid, and before which steps the state is reset, ``[T, *batch]`` each."""
+    valid = mask
+    if lengths is not None:
+        times = jnp.arange(length, dtype=lengths.dtype)
+        within = jnp.expand_dims(times, tuple(range(1, lengths.ndim + 1))) < lengths
+        valid = within if mask is None else within & mask
+        reset = None if reset is None else within & reset
+    if reset is not None and reverse:
+        # In reverse the boundary between t-1 and t is crossed just before step t-1.
+        reset = jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
+    return valid, reset

@@ -1,0 +1,361 @@
+"""Every contract on shapes, dtypes and options, checked before anything is traced.
+
+Each check raises ValueError, or TypeError for a wrong type, and says which argument is
+wrong, what was expected in letters and numbers, what came, and the likely mistake.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.types import Directions, LSTMParams, LSTMState
+
+_BATCH_AND_TIME = (
+    "Batch and time look swapped: xs is [*batch, T, I], and [T, *batch, I] only with "
+    "time_major=True."
+)
+_LAST_BATCH = (
+    "If this is the last, partial batch of an epoch, drop it, pad it (lengths=0 for the "
+    "rows that are not there), or take as many rows of the state."
+)
+_PAIR = (
+    "A bare pair could be (h, c), as in PyTorch and Keras, or (c, h), as in Flax: write "
+    "lstm_jax.LSTMState(h=..., c=...)."
+)
+_TORCH_STATE = (
+    "This looks like PyTorch's [L*D, B, H] state: "
+    "lstm_jax.convert.state_from_torch(model, h, c) converts it."
+)
+
+
+def check_cell_options(cell: Any) -> None:
+    """Checks the options of a cell."""
+    sizes = {"input_size": cell.input_size, "hidden_size": cell.hidden_size}
+    if cell.proj_size is not None:
+        sizes["proj_size"] = cell.proj_size
+    for name, size in sizes.items():
+        check_positive(name, size)
+    if cell.proj_size is not None and cell.proj_size >= cell.hidden_size:
+        raise ValueError(
+            f"proj_size: expected less than hidden_size = {cell.hidden_size}, got "
+            f"{cell.proj_size}. A projection makes h smaller; None is for none."
+        )
+    for name in ("dtype", "param_dtype"):
+        dtype = getattr(cell, name)
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{name}: expected a floating dtype, got {dtype}.")
+
+
+def check_positive(name: str, size: Any) -> None:
+    """Checks that an option is a positive integer."""
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+        raise TypeError(
+            f"{name}: expected an integer, got {size!r} of type {type(size).__name__}."
+        )
+    if size < 1:
+        raise ValueError(f"{name}: expected at least 1, got {size}.")
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Checks the rate of a dropout."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name}: expected a rate in [0, 1), got {rate}.")
+
+
+def check_batch_shape(batch_shape: Any) -> tuple[int, ...]:
+    """Returns a batch shape as a tuple."""
+    if isinstance(batch_shape, (int, np.integer)):
+        raise TypeError(
+            f"batch_shape: expected a tuple such as ({batch_shape},), got the number "
+            f"{batch_shape}."
+        )
+    return tuple(batch_shape)
+
+
+def check_array(name: str, value: Any, kind: Any = jnp.floating) -> None:
+    """Checks that an argument is an array of a kind of dtype."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(
+            f"{name}: expected an array, got {type(value).__name__}. Convert it with "
+            "jnp.asarray."
+        )
+    if not jnp.issubdtype(value.dtype, kind):
+        hints = {
+            jnp.floating: "Embed or one-hot encode tokens first; cast numbers.",
+            jnp.integer: "",
+            jnp.bool_: "Write mask != 0 to make a mask of numbers one of bools.",
+        }
+        expected = {jnp.floating: "floating", jnp.integer: "integer", jnp.bool_: "bool"}
+        raise TypeError(
+            f"{name}: expected a {expected[kind]} dtype, got {value.dtype}. "
+            f"{hints[kind]}".rstrip()
+        )
+
+
+def check_shape(
+    name: str, letters: str, expected: tuple[int, ...], value: Any, hint: str = ""
+) -> None:
+    """Checks the shape of an array against ``letters`` that stand for ``expected``."""
+    try:
+        chex.assert_shape(value, expected)
+    except AssertionError:
+        raise ValueError(
+            f"{name}: expected shape {letters} = {list(expected)}, got "
+            f"{list(value.shape)}. {hint}".rstrip()
+        ) from None
+
+
+def sizes_of(params: Any) -> tuple[int, int, int | None]:
+    """Returns (I, H, P or None) of the parameters of a standard cell."""
+    _check_params_type(params)
+    kernel, recurrent_kernel = params.kernel, params.recurrent_kernel
+    for name, value in (("kernel", kernel), ("recurrent_kernel", recurrent_kernel)):
+        check_array(f"params.{name}", value)
+        if len(value.shape) != 2 or value.shape[1] % 4:
+            raise ValueError(
+                f"params.{name}: expected a matrix with 4H columns, got "
+                f"{list(value.shape)}. PyTorch's weights are the other way round, "
+                "[4H, ...]: lstm_jax.convert.from_torch converts them."
+            )
+    proj_size = None
+    if params.projection_kernel is not None:
+        proj_size = recurrent_kernel.shape[0]
+    return kernel.shape[0], kernel.shape[1] // 4, proj_size
+
+
+_LETTERS = {
+    "kernel": "[I, 4H]",
+    "recurrent_kernel": "[P, 4H]",
+    "bias": "[4H]",
+    "projection_kernel": "[H, P]",
+}
+
+
+def _check_params_type(params: Any) -> None:
+    if not isinstance(params, LSTMParams):
+        raise TypeError(
+            f"params: expected an LSTMParams, got {type(params).__name__}. "
+            "cell.init(key) makes one; a stack's parameters go to model.apply."
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _params_template(cell: Any) -> Any:
+    return jax.eval_shape(cell.init, jax.random.key(0))
+
+
+def check_params(cell: Any, params: Any, name: str = "params") -> None:
+    """Checks a cell's parameters against those that it would make itself."""
+    with jax.ensure_compile_time_eval():
+        template = _params_template(cell)
+    if isinstance(template, LSTMParams):
+        _check_params_type(params)
+    expected, structure = jax.tree.flatten_with_path(template)
+    actual, got = jax.tree.flatten_with_path(params)
+    if structure != got:
+        raise ValueError(
+            f"{name}: expected the fields {_fields(expected)}, got {_fields(actual)}. "
+            "Were they made by a cell with other options (use_bias, proj_size)?"
+        )
+    for (path, leaf), (_, value) in zip(expected, actual, strict=True):
+        field = jax.tree_util.keystr(path)
+        check_array(f"{name}{field}", value)
+        letters = _LETTERS.get(field.lstrip("."), "of the cell")
+        hint = ""
+        if len(value.shape) == 2 and value.shape[::-1] == leaf.shape:
+            hint = (
+                "It is transposed, as PyTorch keeps its weights: "
+                "lstm_jax.convert.from_torch converts them."
+            )
+        check_shape(f"{name}{field}", letters, leaf.shape, value, hint)
+
+
+def _fields(leaves: list) -> str:
+    return ", ".join(jax.tree_util.keystr(path).lstrip(".") for path, _ in leaves)
+
+
+def check_step_input(cell: Any, x: Any, name: str = "x") -> None:
+    """Checks the input of one step of a standard cell."""
+    check_array(name, x)
+    size = cell.input_size
+    expected = (*x.shape[:-1], size) if x.shape else (size,)
+    check_shape(name, "[*batch, I]", expected, x)
+
+
+def check_sequence(cell: Any, xs: Any, time_major: bool) -> tuple[tuple[int, ...], int]:
+    """Checks a sequence of inputs and returns its batch shape and its length T."""
+    ndim = getattr(cell, "input_ndim", 1)
+    check_array("xs", xs)
+    letters = "[T, *batch, I]" if time_major else "[*batch, T, I]"
+    if len(xs.shape) <= ndim:
+        raise ValueError(
+            f"xs: expected shape {letters}, got {list(xs.shape)}, which has no time "
+            "axis. For one step call cell(params, state, x) or "
+            "model.step(params, state, x)."
+        )
+    leading = xs.shape[: len(xs.shape) - ndim]
+    if ndim == 1 and hasattr(cell, "input_size"):
+        hint = ""
+        if cell.input_size in leading:
+            hint = f"The features, I = {cell.input_size}, belong on the last axis."
+        check_shape("xs", letters, (*leading, cell.input_size), xs, hint)
+    if time_major:
+        return leading[1:], leading[0]
+    return leading[:-1], leading[-1]
+
+
+def check_controls(
+    batch_shape: tuple[int, ...],
+    length: int,
+    time_major: bool,
+    lengths: Any,
+    mask: Any,
+    reset: Any,
+) -> None:
+    """Checks lengths, mask and reset; the values of lengths where they are known."""
+    batch = _letters(batch_shape)
+    if lengths is not None:
+        check_array("lengths", lengths, jnp.integer)
+        swapped = batch_shape != (length,) == tuple(lengths.shape)
+        hint = _BATCH_AND_TIME if swapped else ""
+        check_shape("lengths", f"[{batch}]", batch_shape, lengths, hint)
+        _check_lengths_values(lengths, length)
+    for name, value in (("mask", mask), ("reset", reset)):
+        if value is None:
+            continue
+        check_array(name, value, jnp.bool_)
+        expected = (length, *batch_shape) if time_major else (*batch_shape, length)
+        parts = ("T", batch) if time_major else (batch, "T")
+        letters = f"[{', '.join(part for part in parts if part)}]"
+        other = (*batch_shape, length) if time_major else (length, *batch_shape)
+        swapped = expected != other == tuple(value.shape)
+        check_shape(name, letters, expected, value, _BATCH_AND_TIME if swapped else "")
+
+
+def _check_lengths_values(lengths: Any, length: int) -> None:
+    if isinstance(lengths, jax.core.Tracer):
+        return
+    values = np.asarray(lengths)
+    if values.size and (values.min() < 0 or values.max() > length):
+        raise ValueError(
+            f"lengths: expected values from 0 to T = {length}, got {values.min()} to "
+            f"{values.max()}. {_BATCH_AND_TIME}"
+        )
+
+
+def _letters(batch_shape: tuple[int, ...]) -> str:
+    if len(batch_shape) == 1:
+        return "B"
+    return ", ".join(f"B{n + 1}" for n in range(len(batch_shape)))
+
+
+def conform_state(
+    cell: Any, name: str, state: Any, batch_shape: tuple[int, ...], dtype: Any
+) -> Any:
+    """Checks a state, zeros if None, and returns it in the dtypes of the steps."""
+    dtype = getattr(cell, "dtype", None) or dtype
+    if state is None:
+        return cell.zero_state(batch_shape, dtype)
+    template = jax.eval_shape(lambda: cell.zero_state(batch_shape, dtype))
+    if isinstance(template, LSTMState) and not isinstance(state, LSTMState):
+        hint = _PAIR if isinstance(state, (tuple, list)) and len(state) == 2 else ""
+        if isinstance(state, Directions):
+            hint = "This is one layer of a stack's state: take its .forward."
+        raise TypeError(
+            f"{name}: expected an LSTMState, got {type(state).__name__}. {hint}".rstrip()
+        )
+    expected, structure = jax.tree.flatten_with_path(template)
+    actual, got = jax.tree.flatten_with_path(state)
+    if structure != got:
+        raise ValueError(
+            f"{name}: expected the structure that cell.zero_state returns, {structure}, "
+            f"got {got}."
+        )
+    for (path, leaf), (_, value) in zip(expected, actual, strict=True):
+        field = jax.tree_util.keystr(path)
+        check_array(f"{name}{field}", value)
+        _check_state_leaf(f"{name}{field}", field, leaf, value, batch_shape)
+    return jax.tree.map(lambda s, leaf: jnp.asarray(s, leaf.dtype), state, template)
+
+
+def _check_state_leaf(
+    name: str, field: str, leaf: Any, value: Any, batch_shape: tuple[int, ...]
+) -> None:
+    batch = _letters(batch_shape)
+    last = {".h": "P", ".c": "H"}.get(field, "...")
+    letters = f"[{batch}, {last}]" if batch else f"[{last}]"
+    shape, expected = tuple(value.shape), tuple(leaf.shape)
+    hint = ""
+    if len(shape) == len(expected) + 1 and shape[1:] == expected:
+        hint = _TORCH_STATE
+    elif (
+        len(shape) == len(expected)
+        and shape[len(batch_shape) :] == leaf.shape[len(batch_shape) :]
+    ):
+        hint = _LAST_BATCH
+        if len(shape) == 2:
+            hint = f"The batch is {expected[0]} in xs and {shape[0]} here. {hint}"
+    elif math.prod(batch_shape) > 1 and shape == expected[len(batch_shape) :]:
+        hint = "Nothing is broadcast: jnp.broadcast_to gives every row the same state."
+    check_shape(name, letters, expected, value, hint)
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Checks that an option is one of a few."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}.")
+
+
+def check_key(key: Any) -> None:
+    """Checks a random key."""
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    legacy = hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.shape == (2,)
+    if not typed and not legacy:
+        raise TypeError(
+            f"key: expected a key such as jax.random.key(0), got {type(key).__name__}."
+        )
+
+
+def check_layers(name: str, kind: type, value: Any, bidirectional: Any) -> None:
+    """Checks the nesting of a stack's parameters or state."""
+    layers = len(bidirectional)
+    expected = (
+        f"a tuple of L = {layers} Directions of {kind.__name__}, as from "
+        f"{'model.init(key)' if kind is LSTMParams else 'model.zero_state(batch_shape)'}"
+    )
+    if isinstance(value, kind):
+        hint = ""
+        if layers == 1:
+            hint = f"Write (lstm_jax.Directions({name}),)."
+        if kind is LSTMState and len(getattr(value.h, "shape", ())) == 3:
+            hint = _TORCH_STATE
+        raise TypeError(
+            f"{name}: expected {expected}, got {kind.__name__}. {hint}".rstrip()
+        )
+    nested = isinstance(value, (tuple, list)) and all(
+        isinstance(layer, Directions) for layer in value
+    )
+    if not nested:
+        is_pair = kind is LSTMState and isinstance(value, (tuple, list))
+        pair = is_pair and len(value) == 2 and hasattr(value[0], "shape")
+        raise TypeError(
+            f"{name}: expected {expected}, got {type(value).__name__}. "
+            f"{_PAIR if pair else ''}".rstrip()
+        )
+    if len(value) != layers:
+        raise ValueError(f"{name}: expected {expected}, got {len(value)} layers.")
+    for index, (layer, both) in enumerate(zip(value, bidirectional, strict=True)):
+        if (layer.backward is not None) != both:
+            has = "no backward direction" if layer.backward is None else "one"
+            raise ValueError(
+                f"{name}[{index}].backward: expected "
+                f"{'one, the model is bidirectional' if both else 'None'}, got {has}."
+            )

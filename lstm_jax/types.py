@@ -1,0 +1,104 @@
+"""The pytrees and the notation that every other module uses.
+
+Notation, in every docstring: ``B`` batch, ``T`` time steps, ``I`` input size, ``H``
+hidden size, ``P`` projection size (``H`` where there is no projection), ``L`` layers,
+``D`` directions (1 or 2). ``x``, ``h``, ``c`` belong to one step, ``xs`` and ``ys`` to a
+sequence. ``*batch`` is any number of batch axes, none included. The four gates stand
+side by side on the last axis, always in the order i, f, g, o: input, forget, candidate,
+output.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+class LSTMState(NamedTuple):
+    """What an LSTM carries from one step to the next.
+
+    The names are there because ``(h, c)`` and ``(c, h)`` have equal shapes: PyTorch and
+    Keras say the first, Flax the second.
+
+    Attributes:
+        h: hidden state, ``[*batch, P]``, in the compute dtype.
+        c: cell state, ``[*batch, H]``, in float32 or wider.
+    """
+
+    h: Array
+    c: Array
+
+
+class LSTMParams(NamedTuple):
+    """The parameters of one layer in one direction.
+
+    Attributes:
+        kernel: input weights, ``[I, 4H]``.
+        recurrent_kernel: recurrent weights, ``[P, 4H]``.
+        bias: ``[4H]``, or None for a layer without bias. There is one bias, as in
+            Keras; PyTorch's two are summed on import.
+        projection_kernel: ``[H, P]``, or None for a layer without projection.
+        peephole: ``[3, H]`` for the gates i, f, o, or None for the standard cell.
+    """
+
+    kernel: Array
+    recurrent_kernel: Array
+    bias: Array | None = None
+    projection_kernel: Array | None = None
+    peephole: Array | None = None
+
+
+class Directions(NamedTuple):
+    """What one layer of a stack holds for each direction.
+
+    Attributes:
+        forward: of the direction from the first step to the last.
+        backward: of the other direction; None in a one-directional layer.
+    """
+
+    forward: Any
+    backward: Any = None
+
+
+class Cell(Protocol):
+    """What :func:`lstm_jax.scan` asks of a cell: one step, cut into three pure pieces.
+
+    One step is ``update(params, state, project(params, x), recur(params, state))``. The
+    pieces differ in what can be done for all steps at once: ``project`` wholly, the
+    parameters' gradient through ``recur`` too, ``update`` not at all. Each takes any
+    leading axes.
+
+    A cell holds no arrays and is hashable (a frozen dataclass does both), so that it can
+    be a static argument of ``jax.jit``. Three attributes are optional:
+
+    * ``dtype``: the compute dtype; None, the default, for that of the inputs.
+    * ``input_ndim``: how many trailing axes one input has; 1 by default, a vector.
+    * ``additive``: True says that ``update`` depends on z and r through ``z + r`` alone,
+      so that less has to be kept for the backward pass; False by default.
+    """
+
+    def init(self, key: Array) -> PyTree:
+        """Returns new parameters."""
+        ...
+
+    def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = ...) -> PyTree:
+        """Returns the state of zeros, in the dtypes that ``update`` returns."""
+        ...
+
+    def project(self, params: PyTree, xs: PyTree) -> PyTree:
+        """Returns z: what the inputs contribute."""
+        ...
+
+    def recur(self, params: PyTree, state: PyTree) -> PyTree:
+        """Returns r: what the state contributes, linear in the parameters."""
+        ...
+
+    def update(
+        self, params: PyTree, state: PyTree, z: PyTree, r: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """Returns ``(state, y)`` after the step."""
+        ...
