@@ -22,7 +22,7 @@ ORTHOGONAL = initializers.orthogonal()
 
 def accumulation_dtype(dtype: Any) -> jnp.dtype:
     """The dtype in which products of ``dtype`` are summed: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype).itemsize > 4 else jnp.float32)
 
 
 def matmul(x: Array, kernel: Array) -> Array:
@@ -33,7 +33,7 @@ def matmul(x: Array, kernel: Array) -> Array:
     over several axes.
     """
     *leading, size = x.shape
-    rows = x.reshape(math.prod(leading), size)
+    rows = x.reshape(math.prod(leading), size).astype(kernel.dtype)
     out = jnp.matmul(
         rows, kernel, preferred_element_type=accumulation_dtype(kernel.dtype)
     )
@@ -176,7 +176,8 @@ class LSTMCell:
         zs = matmul(xs, params.kernel)
         if params.bias is None:
             return zs
-        return zs + jnp.expand_dims(params.bias, tuple(range(zs.ndim - 1)))
+        bias = params.bias.astype(zs.dtype)
+        return zs + jnp.expand_dims(bias, tuple(range(zs.ndim - 1)))
 
     def recur(self, params: LSTMParams, state: LSTMState) -> Array:
         """Returns ``h @ recurrent_kernel``, ``[..., 4H]``."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax import shapes
 from lstm_jax.blocks import scan_blocks
-from lstm_jax.cell import LSTMCell, cast_params
+from lstm_jax.cell import LSTMCell, accumulation_dtype, cast_params
 from lstm_jax.recurrence import xla
 from lstm_jax.recurrence.xla import Controls
 from lstm_jax.types import Array, Cell, LSTMParams, LSTMState, PyTree
@@ -327,6 +327,12 @@ def run_time_major(
     valid, reset = _controls(xs.shape[0], lengths, mask, reset, reverse)
     dtype = getattr(cell, "dtype", None) or xs.dtype
     params, xs = cast_params(params, dtype), xs.astype(dtype)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
+    if jax.default_backend() == "cpu":
+        # XLA:CPU rewrites a whole half-precision buffer at each step that writes to it,
+        # so states and outputs are float32 inside the loop. The products are not.
+        widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
+        xs, state, reset_state = jax.tree.map(widen, (xs, state, reset_state))
     if valid is not None:
         # 0 * NaN is NaN: what stands in padding must go before the first product.
         xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
@@ -345,9 +351,15 @@ def run_time_major(
 
     steps = (xs, valid, reset)
     if checkpoint_every is None:
-        return run(state, steps)
-    run = jax.checkpoint(run, prevent_cse=False)
-    return scan_blocks(run, state, steps, checkpoint_every, reverse=reverse)
+        state, ys = run(state, steps)
+    else:
+        run = jax.checkpoint(run, prevent_cse=False)
+        state, ys = scan_blocks(run, state, steps, checkpoint_every, reverse=reverse)
+    narrow = lambda leaf, dtype: leaf.astype(dtype)
+    state = jax.tree.map(narrow, state, dtypes)
+    if emit_states:
+        return state, jax.tree.map(narrow, ys, dtypes)
+    return state, jax.tree.map(lambda y: y.astype(dtype), ys)
 
 
 def _controls(
@@ -360,8 +372,8 @@ def _controls(
     """What is valid, and before which steps the state is reset, ``[T, *batch]`` each."""
     valid = mask
     if lengths is not None:
-        times = jnp.arange(length, dtype=lengths.dtype)
-        within = jnp.expand_dims(times, tuple(range(1, lengths.ndim + 1))) < lengths
+        times = lax.broadcasted_iota(jnp.int32, (length, *lengths.shape), 0)
+        within = times < jnp.expand_dims(lengths.astype(jnp.int32), 0)
         valid = within if mask is None else within & mask
         reset = None if reset is None else within & reset
     if reset is not None and reverse:

@@ -134,7 +134,18 @@ def _run_jvp(cell, reverse, emit_states, primals, tangents):
     d_pres = _keep(cell, d_zs, d_rs)
     d_steps = (d_pres, states, pres, controls.valid, controls.reset)
     d_last, d_ys = lax.scan(d_step, d_state, d_steps, reverse=reverse)
-    return (last, ys), (d_last, d_ys)
+    return (last, _batch_axis_first(ys)), (d_last, _batch_axis_first(d_ys))
+
+
+def _batch_axis_first(ys: PyTree) -> PyTree:
+    """Returns ``ys`` as it is, with the axis that ``vmap`` adds in front.
+
+    Under jvp of vmap of jit, JAX takes the added axis of a rule's outputs to stand where
+    it stands in the function's outputs, and does not look. Blocks reshaped to steps have
+    it in front; the outputs of a scan have it behind the time axis. An axis added and
+    taken away moves it, and compiles to nothing.
+    """
+    return jax.tree.map(lambda y: jnp.expand_dims(y, 0).squeeze(0), ys)
 
 
 def _block_size(length: int) -> int:

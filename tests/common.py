@@ -1,0 +1,96 @@
+"""Random cases and comparisons that several test modules share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lstm_jax as lj
+
+# Largest difference, relative to the largest value, by dtype of the computation. The
+# float64 loop is exact to rounding, so this is the rounding of what is tested.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 2e-2, "float16": 4e-3}
+
+
+def relative_error(actual, expected):
+    """The largest difference, relative to the largest expected value."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    if not expected.size:
+        return 0.0
+    scale = max(np.abs(expected).max(), 1e-3)
+    return np.abs(actual - expected).max() / scale
+
+
+def assert_close(actual, expected, dtype="float32", name=""):
+    """Compares two pytrees of equal structure, leaf by leaf, by name."""
+    expected_leaves, structure = jax.tree.flatten_with_path(expected)
+    actual_leaves, actual_structure = jax.tree.flatten_with_path(actual)
+    assert structure == actual_structure
+    for (path, a), (_, e) in zip(actual_leaves, expected_leaves, strict=True):
+        error = relative_error(a, e)
+        where = name + jax.tree_util.keystr(path)
+        assert error <= TOLERANCE[dtype], f"{where}: relative error {error:.2e}"
+
+
+def normal(seed, shape, dtype="float32", scale=1.0):
+    """Random values, made by NumPy so that every library can be given the same."""
+    values = np.random.default_rng(seed).standard_normal(shape) * scale
+    return jnp.asarray(values, dtype)
+
+
+def random_params(cell, seed, dtype="float32"):
+    """Parameters with no zeros, so that nothing is hidden by one."""
+    leaves, structure = jax.tree.flatten(jax.eval_shape(cell.init, jax.random.key(0)))
+    return structure.unflatten(
+        normal([seed, n], leaf.shape, dtype, 0.5) for n, leaf in enumerate(leaves)
+    )
+
+
+def random_state(cell, seed, batch_shape, dtype="float32"):
+    """A state with no zeros."""
+    template = cell.zero_state(batch_shape, dtype)
+    leaves, structure = jax.tree.flatten(template)
+    return structure.unflatten(
+        normal([seed, 99, n], leaf.shape, leaf.dtype, 0.5)
+        for n, leaf in enumerate(leaves)
+    )
+
+
+def random_controls(seed, batch_shape, length, names):
+    """Random lengths (0 and T among them where there is room), masks and resets."""
+    rng = np.random.default_rng([seed, 7])
+    controls = {}
+    if "lengths" in names:
+        lengths = rng.integers(0, length + 1, batch_shape)
+        if lengths.size > 1:
+            lengths.flat[0], lengths.flat[-1] = 0, length
+        controls["lengths"] = lengths.astype(np.int32)
+    if "mask" in names:
+        controls["mask"] = rng.random((*batch_shape, length)) < 0.7
+    if "reset" in names:
+        controls["reset"] = rng.random((*batch_shape, length)) < 0.3
+    return controls
+
+
+def random_like(seed, tree):
+    """Random values in the shapes and dtypes of a pytree."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(
+        normal([seed, 5, n], leaf.shape, leaf.dtype) for n, leaf in enumerate(leaves)
+    )
+
+
+def fields(params):
+    """Parameters of one layer and direction as the oracle takes them."""
+    return params._replace(peephole=None)._asdict()
+
+
+def cell_cases():
+    """Cells that every contract is run on."""
+    return {
+        "standard": lj.LSTMCell(3, 5),
+        "projection": lj.LSTMCell(4, 6, proj_size=2),
+        "no_bias": lj.LSTMCell(2, 3, use_bias=False),
+        "one": lj.LSTMCell(1, 1),
+    }
