@@ -198,7 +198,7 @@ class LSTM:
             TypeError: if a type or dtype is wrong.
         """
         self._check_params(params)
-        batch_shape = sequence.check_arguments(
+        batch_shape, length = sequence.check_arguments(
             self.cells[0],
             params[0].forward,
             xs,
@@ -215,7 +215,7 @@ class LSTM:
             self,
             params,
             xs,
-            self._conform_state(state, batch_shape, xs.dtype),
+            self._conform_state(state, batch_shape, xs.dtype, length),
             lengths,
             mask,
             reset,
@@ -263,7 +263,11 @@ class LSTM:
                     shapes.check_params(cell, one, f"params[{index}].{name}")
 
     def _conform_state(
-        self, state: State | None, batch_shape: tuple[int, ...], dtype: Any
+        self,
+        state: State | None,
+        batch_shape: tuple[int, ...],
+        dtype: Any,
+        length: int | None = None,
     ) -> State:
         if state is None:
             return self.zero_state(batch_shape, self.dtype or dtype)
@@ -273,7 +277,7 @@ class LSTM:
         def conform(cell, name, one):
             if one is None:
                 return None
-            return shapes.conform_state(cell, name, one, batch_shape, dtype)
+            return shapes.conform_state(cell, name, one, batch_shape, dtype, length)
 
         return tuple(
             Directions(

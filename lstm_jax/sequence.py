@@ -231,8 +231,17 @@ def resolve_implementation(
         >>> lj.resolve_implementation(cell, params, jnp.ones((2, 7, 3)))
         'xla'
     """
-    check_arguments(
-        cell, params, xs, lengths, mask, reset, time_major, checkpoint_every
+    _prepare(
+        cell,
+        params,
+        xs,
+        state,
+        lengths,
+        mask,
+        reset,
+        reset_state,
+        time_major,
+        checkpoint_every,
     )
     return choose_implementation(implementation)
 
@@ -247,8 +256,8 @@ def choose_implementation(implementation: str | None) -> str:
 
 def check_arguments(
     cell, params, xs, lengths, mask, reset, time_major, checkpoint_every
-) -> tuple[int, ...]:
-    """Checks what :func:`scan` was given, states apart, and returns the batch shape."""
+) -> tuple[tuple[int, ...], int]:
+    """Checks what :func:`scan` was given but for states; returns batch shape and T."""
     if cell.__hash__ is None:
         raise TypeError(
             f"cell: expected a hashable description, got {type(cell).__name__}. Make it "
@@ -259,25 +268,56 @@ def check_arguments(
     shapes.check_params(cell, params)
     batch_shape, length = shapes.check_sequence(cell, xs, time_major)
     shapes.check_controls(batch_shape, length, time_major, lengths, mask, reset)
-    return batch_shape
+    return batch_shape, length
+
+
+def _prepare(
+    cell,
+    params,
+    xs,
+    state,
+    lengths,
+    mask,
+    reset,
+    reset_state,
+    time_major,
+    checkpoint_every,
+) -> tuple[Array, PyTree, PyTree]:
+    """Checks what :func:`scan` was given; returns xs and the states, none missing."""
+    batch_shape, length = check_arguments(
+        cell, params, xs, lengths, mask, reset, time_major, checkpoint_every
+    )
+    xs = jnp.asarray(xs)
+    conform = functools.partial(
+        shapes.conform_state,
+        cell,
+        batch_shape=batch_shape,
+        dtype=xs.dtype,
+        length=length,
+    )
+    if reset is not None:
+        reset_state = conform("reset_state", reset_state)
+    elif reset_state is not None:
+        raise ValueError("reset_state: expected None without reset, got a state.")
+    return xs, conform("state", state), reset_state
 
 
 def _checked(
     cell, params, xs, state, lengths, mask, reset, reset_state, **options
 ) -> tuple[PyTree, PyTree]:
-    time_major, every = options["time_major"], options["checkpoint_every"]
-    batch_shape = check_arguments(
-        cell, params, xs, lengths, mask, reset, time_major, every
+    xs, state, reset_state = _prepare(
+        cell,
+        params,
+        xs,
+        state,
+        lengths,
+        mask,
+        reset,
+        reset_state,
+        options["time_major"],
+        options["checkpoint_every"],
     )
     options["implementation"] = choose_implementation(options["implementation"])
-    xs = jnp.asarray(xs)
-    state = shapes.conform_state(cell, "state", state, batch_shape, xs.dtype)
-    if reset is not None:
-        reset_state = shapes.conform_state(
-            cell, "reset_state", reset_state, batch_shape, xs.dtype
-        )
-    elif reset_state is not None:
-        raise ValueError("reset_state: expected None without reset, got a state.")
     return _scan(cell, params, xs, state, lengths, mask, reset, reset_state, **options)
 
 
@@ -333,6 +373,7 @@ def run_time_major(
         # so states and outputs are float32 inside the loop. The products are not.
         widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
         xs, state, reset_state = jax.tree.map(widen, (xs, state, reset_state))
+    state = _vary(state, (params, xs, state, valid, reset, reset_state))
     if valid is not None:
         # 0 * NaN is NaN: what stands in padding must go before the first product.
         xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
@@ -360,6 +401,21 @@ def run_time_major(
     if emit_states:
         return state, jax.tree.map(narrow, ys, dtypes)
     return state, jax.tree.map(lambda y: y.astype(dtype), ys)
+
+
+def _vary(state: PyTree, others: PyTree) -> PyTree:
+    """Lets the state vary over the mesh axes of ``shard_map`` that its inputs vary over.
+
+    A loop's carry must have one type throughout, and zeros vary over no axis. A zero made
+    like an input varies as it does, and so does what it is added to.
+    """
+
+    def add_zeros(leaf):
+        for other in jax.tree.leaves(others):
+            leaf = leaf + lax.full_like(other, 0, leaf.dtype, shape=())
+        return leaf
+
+    return jax.tree.map(add_zeros, state)
 
 
 def _controls(

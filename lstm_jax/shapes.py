@@ -7,7 +7,6 @@ wrong, what was expected in letters and numbers, what came, and the likely mista
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import chex
@@ -79,6 +78,16 @@ def check_batch_shape(batch_shape: Any) -> tuple[int, ...]:
     return tuple(batch_shape)
 
 
+_KINDS = {
+    jnp.floating: (
+        "a floating dtype",
+        "Embed or one-hot encode tokens first; cast numbers.",
+    ),
+    jnp.integer: ("an integer dtype", ""),
+    jnp.bool_: ("a bool dtype", "Write mask != 0 to make bools of a mask of numbers."),
+}
+
+
 def check_array(name: str, value: Any, kind: Any = jnp.floating) -> None:
     """Checks that an argument is an array of a kind of dtype."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
@@ -87,15 +96,9 @@ def check_array(name: str, value: Any, kind: Any = jnp.floating) -> None:
             "jnp.asarray."
         )
     if not jnp.issubdtype(value.dtype, kind):
-        hints = {
-            jnp.floating: "Embed or one-hot encode tokens first; cast numbers.",
-            jnp.integer: "",
-            jnp.bool_: "Write mask != 0 to make a mask of numbers one of bools.",
-        }
-        expected = {jnp.floating: "floating", jnp.integer: "integer", jnp.bool_: "bool"}
+        expected, hint = _KINDS[kind]
         raise TypeError(
-            f"{name}: expected a {expected[kind]} dtype, got {value.dtype}. "
-            f"{hints[kind]}".rstrip()
+            f"{name}: expected {expected}, got {value.dtype}. {hint}".rstrip()
         )
 
 
@@ -130,12 +133,19 @@ def sizes_of(params: Any) -> tuple[int, int, int | None]:
     return kernel.shape[0], kernel.shape[1] // 4, proj_size
 
 
-_LETTERS = {
-    "kernel": "[I, 4H]",
-    "recurrent_kernel": "[P, 4H]",
-    "bias": "[4H]",
-    "projection_kernel": "[H, P]",
-}
+def _letters_of(cell: Any, field: str) -> str:
+    """The letters of the shape of a standard cell's parameter."""
+    hidden = _hidden_letter(cell)
+    return {
+        ".kernel": "[I, 4H]",
+        ".recurrent_kernel": f"[{hidden}, 4H]",
+        ".bias": "[4H]",
+        ".projection_kernel": "[H, P]",
+    }.get(field, "of the cell")
+
+
+def _hidden_letter(cell: Any) -> str:
+    return "H" if getattr(cell, "proj_size", None) is None else "P"
 
 
 def _check_params_type(params: Any) -> None:
@@ -167,7 +177,7 @@ def check_params(cell: Any, params: Any, name: str = "params") -> None:
     for (path, leaf), (_, value) in zip(expected, actual, strict=True):
         field = jax.tree_util.keystr(path)
         check_array(f"{name}{field}", value)
-        letters = _LETTERS.get(field.lstrip("."), "of the cell")
+        letters = _letters_of(cell, field)
         hint = ""
         if len(value.shape) == 2 and value.shape[::-1] == leaf.shape:
             hint = (
@@ -257,9 +267,17 @@ def _letters(batch_shape: tuple[int, ...]) -> str:
 
 
 def conform_state(
-    cell: Any, name: str, state: Any, batch_shape: tuple[int, ...], dtype: Any
+    cell: Any,
+    name: str,
+    state: Any,
+    batch_shape: tuple[int, ...],
+    dtype: Any,
+    length: int | None = None,
 ) -> Any:
-    """Checks a state, zeros if None, and returns it in the dtypes of the steps."""
+    """Checks a state, zeros if None, and returns it in the dtypes of the steps.
+
+    ``length`` is T, where there is a time axis to mistake for the batch.
+    """
     dtype = getattr(cell, "dtype", None) or dtype
     if state is None:
         return cell.zero_state(batch_shape, dtype)
@@ -281,30 +299,29 @@ def conform_state(
     for (path, leaf), (_, value) in zip(expected, actual, strict=True):
         field = jax.tree_util.keystr(path)
         check_array(f"{name}{field}", value)
-        _check_state_leaf(f"{name}{field}", field, leaf, value, batch_shape)
+        last = {".h": _hidden_letter(cell), ".c": "H"}.get(field, "...")
+        letters = f"[{', '.join(filter(None, (_letters(batch_shape), last)))}]"
+        hint = _state_hint(tuple(value.shape), leaf.shape, batch_shape, length)
+        check_shape(f"{name}{field}", letters, leaf.shape, value, hint)
     return jax.tree.map(lambda s, leaf: jnp.asarray(s, leaf.dtype), state, template)
 
 
-def _check_state_leaf(
-    name: str, field: str, leaf: Any, value: Any, batch_shape: tuple[int, ...]
-) -> None:
-    batch = _letters(batch_shape)
-    last = {".h": "P", ".c": "H"}.get(field, "...")
-    letters = f"[{batch}, {last}]" if batch else f"[{last}]"
-    shape, expected = tuple(value.shape), tuple(leaf.shape)
-    hint = ""
-    if len(shape) == len(expected) + 1 and shape[1:] == expected:
-        hint = _TORCH_STATE
-    elif (
-        len(shape) == len(expected)
-        and shape[len(batch_shape) :] == leaf.shape[len(batch_shape) :]
-    ):
-        hint = _LAST_BATCH
-        if len(shape) == 2:
-            hint = f"The batch is {expected[0]} in xs and {shape[0]} here. {hint}"
-    elif math.prod(batch_shape) > 1 and shape == expected[len(batch_shape) :]:
-        hint = "Nothing is broadcast: jnp.broadcast_to gives every row the same state."
-    check_shape(name, letters, expected, value, hint)
+def _state_hint(
+    shape: tuple[int, ...],
+    expected: tuple[int, ...],
+    batch_shape: tuple[int, ...],
+    length: int | None,
+) -> str:
+    """The likely mistake behind a state of the wrong shape."""
+    features = expected[len(batch_shape) :]
+    if shape[1:] == expected:
+        return _TORCH_STATE
+    if batch_shape and shape == features:
+        return "Nothing is broadcast: jnp.broadcast_to gives every row the same state."
+    if len(batch_shape) == 1 and shape[1:] == features:
+        mistake = _BATCH_AND_TIME if shape[0] == length else _LAST_BATCH
+        return f"The batch is {expected[0]} in xs and {shape[0]} here. {mistake}"
+    return ""
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:
@@ -354,8 +371,9 @@ def check_layers(name: str, kind: type, value: Any, bidirectional: Any) -> None:
         raise ValueError(f"{name}: expected {expected}, got {len(value)} layers.")
     for index, (layer, both) in enumerate(zip(value, bidirectional, strict=True)):
         if (layer.backward is not None) != both:
-            has = "no backward direction" if layer.backward is None else "one"
+            expected, got = "one, the model is bidirectional", "None"
+            if not both:
+                expected, got = "None, the model is one-directional", "one"
             raise ValueError(
-                f"{name}[{index}].backward: expected "
-                f"{'one, the model is bidirectional' if both else 'None'}, got {has}."
+                f"{name}[{index}].backward: expected {expected}, got {got}."
             )

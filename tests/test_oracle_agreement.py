@@ -22,7 +22,9 @@ from tests.common import (
     random_state,
 )
 
-IMPLEMENTATIONS = [name for name, why in lj.implementations().items() if why == "available"]
+IMPLEMENTATIONS = [
+    name for name, why in lj.implementations().items() if why == "available"
+]
 CELLS = cell_cases()
 CONTROLS = {
     "none": (),
@@ -88,7 +90,13 @@ def run_both(cell, B, T, names, *, reverse, dtype, seed=0, **options):
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 def test_scan_agrees(cell, names, reverse, implementation):
     actual, expected = run_both(
-        cell, 3, 11, names, reverse=reverse, dtype="float32", implementation=implementation
+        cell,
+        3,
+        11,
+        names,
+        reverse=reverse,
+        dtype="float32",
+        implementation=implementation,
     )
     assert_close(actual, expected)
 
@@ -178,7 +186,9 @@ def test_stack_agrees(options, dtype):
     with precision(dtype):
         model = lj.LSTM(3, **({"hidden_size": 5} | options))
         B, T, seed = 3, 7, 4
-        params = random_like(1, jax.tree.map(lambda p: p.astype(dtype), model.init(jax.random.key(0))))
+        params = random_like(
+            1, jax.tree.map(lambda p: p.astype(dtype), model.init(jax.random.key(0)))
+        )
         params = jax.tree.map(lambda p: p * np.asarray(0.5, dtype), params)
         state = random_like(2, model.zero_state((B,), dtype))
         xs = normal(3, (B, T, 3), dtype)
@@ -192,7 +202,9 @@ def test_stack_agrees(options, dtype):
         d_params, d_xs, d_state = pull((d_last, d_ys))
 
         def nested(tree, convert):
-            return [[convert(one) for one in layer if one is not None] for layer in tree]
+            return [
+                [convert(one) for one in layer if one is not None] for layer in tree
+            ]
 
         def as_float64(state):
             return tuple(np.asarray(leaf, np.float64) for leaf in state)
@@ -213,12 +225,18 @@ def test_stack_agrees(options, dtype):
         assert_close(d_xs, expected_d_xs, dtype, "d_xs")
         assert_close(
             nested(d_params, fields),
-            [[{k: g[k] for k in lj.LSTMParams._fields} for g in both] for both in grads],
+            [
+                [{k: g[k] for k in lj.LSTMParams._fields} for g in both]
+                for both in grads
+            ],
             dtype,
             "d_params",
         )
         assert_close(
-            nested(d_state, tuple), [[(g["h"], g["c"]) for g in both] for both in grads], dtype, "d_state"
+            nested(d_state, tuple),
+            [[(g["h"], g["c"]) for g in both] for both in grads],
+            dtype,
+            "d_state",
         )
 
 
