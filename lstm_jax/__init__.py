@@ -2,7 +2,7 @@
 
 from lstm_jax.cell import LSTMCell as LSTMCell
 from lstm_jax.layers import LSTM as LSTM
-from lstm_jax.sequence import implementations as implementations
+from lstm_jax.loop import implementations as implementations
 from lstm_jax.sequence import lstm as lstm
 from lstm_jax.sequence import resolve_implementation as resolve_implementation
 from lstm_jax.sequence import scan as scan

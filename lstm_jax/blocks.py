@@ -43,7 +43,7 @@ def scan_blocks(
     outputs = []
     for start, stop, size in reversed(parts) if reverse else parts:
         blocks = jax.tree.map(
-            lambda leaf: leaf[start:stop].reshape(-1, size, *leaf.shape[1:]),  # noqa: B023
+            lambda leaf: leaf[start:stop].reshape(-1, size, *leaf.shape[1:]),
             steps,
         )
         carry, ys = lax.scan(block, carry, blocks, reverse=reverse)

@@ -201,7 +201,8 @@ class LSTMCell:
         """Takes one step.
 
         Shapes:
-            ``x`` is ``[*batch, I]``, ``state`` holds ``[*batch, P]`` and ``[*batch, H]``.
+            ``x`` is ``[*batch, I]``, ``state`` holds ``[*batch, P]`` and ``[*batch,
+            H]``.
 
         Args:
             params: as from :meth:`init`.

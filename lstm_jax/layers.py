@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from lstm_jax import sequence, shapes
+from lstm_jax import loop, sequence, shapes
 from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Initializer, LSTMCell
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
@@ -38,8 +38,8 @@ class LSTM:
             default the next layer then sees both outputs side by side, forward first.
         merge: how the outputs of two directions become one: "concat", "sum", "mean" or
             "mul".
-        dropout: rate of the elementwise, inverted dropout between layers, in [0, 1); never
-            after the last layer, and only where ``apply`` is given a key.
+        dropout: rate of the elementwise, inverted dropout between layers, in [0, 1);
+            never after the last layer, and only where ``apply`` is given a key.
         proj_size: P, the size that h is projected to; None for no projection.
         use_bias: see :class:`LSTMCell`, as for the options that follow.
         forget_bias: see :class:`LSTMCell`.
@@ -132,9 +132,7 @@ class LSTM:
         return 2 if self.bidirectional else 1
 
     def init(self, key: Array) -> Params:
-        """Returns new parameters: for each layer, :class:`Directions` of
-        :class:`LSTMParams`.
-        """
+        """Returns new :class:`Directions` of :class:`LSTMParams` for each layer."""
         shapes.check_key(key)
         keys = jax.random.split(key, (self.num_layers, self._directions))
         return tuple(
@@ -143,7 +141,7 @@ class LSTM:
         )
 
     def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> State:
-        """Returns zeros: for each layer, :class:`Directions` of :class:`LSTMState`.
+        """Returns zeros: :class:`Directions` of :class:`LSTMState` for each layer.
 
         Args:
             batch_shape: the batch axes; ``()`` for none.
@@ -173,14 +171,14 @@ class LSTM:
         """Runs the stack over a sequence.
 
         Shapes:
-            ``xs`` is ``[*batch, T, I]``, or ``[T, *batch, I]`` if ``time_major``; ``ys``
-            has the same leading axes and ends in :attr:`output_size`.
+            ``xs`` is ``[*batch, T, I]``, or ``[T, *batch, I]`` if ``time_major``;
+            ``ys`` has the same leading axes and ends in :attr:`output_size`.
 
         Args:
             params: as from :meth:`init`.
             xs: the inputs.
-            state: as from :meth:`zero_state`, or as an earlier call returned it; zeros if
-                None.
+            state: as from :meth:`zero_state`, or as an earlier call returned it; zeros
+                if None.
             lengths: see :func:`lstm_jax.scan`, as for mask and reset.
             mask: see :func:`lstm_jax.scan`.
             reset: see :func:`lstm_jax.scan`.
@@ -222,7 +220,7 @@ class LSTM:
             key,
             time_major=time_major,
             checkpoint_every=checkpoint_every,
-            implementation=sequence.choose_implementation(implementation),
+            implementation=loop.choose_implementation(implementation),
         )
 
     def step(self, params: Params, state: State, x: Array) -> tuple[State, Array]:
@@ -319,7 +317,7 @@ def _layer(model, cell, params, steps, state, **options):
         reset_state = None
         if reset is not None:
             reset_state = jax.tree.map(jnp.zeros_like, state[direction])
-        after, ys = sequence.run_time_major(
+        after, ys = loop.run(
             cell,
             params[direction],
             xs,

@@ -1,4 +1,4 @@
-"""A cell over time: layout, lengths, masks, resets, direction, checkpointing."""
+"""A cell over time: the public functions, their checks and their layouts."""
 
 from __future__ import annotations
 
@@ -6,27 +6,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from lstm_jax import shapes
-from lstm_jax.blocks import scan_blocks
-from lstm_jax.cell import LSTMCell, accumulation_dtype, cast_params
-from lstm_jax.recurrence import xla
-from lstm_jax.recurrence.xla import Controls
+from lstm_jax import loop, shapes
+from lstm_jax.cell import LSTMCell
 from lstm_jax.types import Array, Cell, LSTMParams, LSTMState, PyTree
-
-_IMPLEMENTATIONS = {"xla": xla}
-
-
-def implementations() -> dict[str, str]:
-    """Returns each implementation's name with "available", or the reason why not.
-
-    Example:
-        >>> import lstm_jax as lj
-        >>> lj.implementations()
-        {'xla': 'available'}
-    """
-    return {name: "available" for name in _IMPLEMENTATIONS}
 
 
 def scan(
@@ -56,13 +39,14 @@ def scan(
         params: the cell's parameters.
         xs: the inputs. They set the compute dtype, unless the cell has a ``dtype``.
         state: what the scan starts from; zeros if None.
-        lengths: ``[*batch]``, any integer dtype, from 0 to T. Outputs past a row's length
-            are 0, and its last state is the one after its last valid step. Padding may
-            hold anything, NaN included: it reaches no output and no gradient.
+        lengths: ``[*batch]``, any integer dtype, from 0 to T. Outputs past a row's
+            length are 0, and its last state is the one after its last valid step.
+            Padding may hold anything, NaN included: it reaches no output and no
+            gradient.
         mask: bool. A step where it is False holds the state and outputs 0. With
             ``lengths``, a step is valid where both say so.
-        reset: bool. True at t says that a new segment begins at step t: no state crosses
-            from t-1 to t, in either direction::
+        reset: bool. True at t says that a new segment begins at step t: no state
+            crosses from t-1 to t, in either direction::
 
                 reset      F F T F F
                 forward    0 1|2 3 4     before step 2 the state becomes reset_state
@@ -134,9 +118,9 @@ def scan_states(
     The arguments are those of :func:`scan`.
 
     Returns:
-        ``(state, states)``: ``states`` is an :class:`LSTMState` (or the cell's own state)
-        whose leaves have a time axis, 0 where a step is not valid, so that ``states.h``
-        is what :func:`scan` returns as ``ys``.
+        ``(state, states)``: ``states`` is an :class:`LSTMState` (or the cell's own
+        state) whose leaves have a time axis, 0 where a step is not valid, so that
+        ``states.h`` is what :func:`scan` returns as ``ys``.
 
     Example:
         >>> import jax, jax.numpy as jnp, lstm_jax as lj
@@ -179,8 +163,8 @@ def lstm(
 ) -> tuple[LSTMState, Array]:
     """Runs the standard LSTM that fits ``params`` over time.
 
-    ``scan(LSTMCell.for_params(params), params, xs, ...)``; the arguments, the results and
-    the errors are those of :func:`scan`.
+    ``scan(LSTMCell.for_params(params), params, xs, ...)``; the arguments, the results
+    and the errors are those of :func:`scan`.
 
     Example:
         >>> import jax, jax.numpy as jnp, lstm_jax as lj
@@ -220,7 +204,7 @@ def resolve_implementation(
     checkpoint_every: int | None = None,
     implementation: str | None = None,
 ) -> str:
-    """Returns the name of the implementation that :func:`scan` runs these arguments with.
+    """Returns the name of the implementation that :func:`scan` would run.
 
     Takes and checks the same arguments; runs nothing.
 
@@ -243,15 +227,7 @@ def resolve_implementation(
         time_major,
         checkpoint_every,
     )
-    return choose_implementation(implementation)
-
-
-def choose_implementation(implementation: str | None) -> str:
-    """Returns the implementation asked for, or the default."""
-    if implementation is None:
-        return "xla"
-    shapes.check_choice("implementation", implementation, tuple(_IMPLEMENTATIONS))
-    return implementation
+    return loop.choose_implementation(implementation)
 
 
 def check_arguments(
@@ -260,8 +236,8 @@ def check_arguments(
     """Checks what :func:`scan` was given but for states; returns batch shape and T."""
     if cell.__hash__ is None:
         raise TypeError(
-            f"cell: expected a hashable description, got {type(cell).__name__}. Make it "
-            "a frozen dataclass."
+            f"cell: expected a hashable description, got {type(cell).__name__}. Make "
+            "it a frozen dataclass."
         )
     if checkpoint_every is not None:
         shapes.check_positive("checkpoint_every", checkpoint_every)
@@ -317,7 +293,7 @@ def _checked(
         options["time_major"],
         options["checkpoint_every"],
     )
-    options["implementation"] = choose_implementation(options["implementation"])
+    options["implementation"] = loop.choose_implementation(options["implementation"])
     return _scan(cell, params, xs, state, lengths, mask, reset, reset_state, **options)
 
 
@@ -340,99 +316,9 @@ def _scan(
         xs, mask, reset = jax.tree.map(
             lambda leaf: jnp.moveaxis(leaf, axis, 0), (xs, mask, reset)
         )
-    state, ys = run_time_major(
+    state, ys = loop.run(
         cell, params, xs, state, lengths, mask, reset, reset_state, **options
     )
     if not time_major:
         ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axis), ys)
     return state, ys
-
-
-def run_time_major(
-    cell: Cell,
-    params: PyTree,
-    xs: Array,
-    state: PyTree,
-    lengths: Array | None,
-    mask: Array | None,
-    reset: Array | None,
-    reset_state: PyTree,
-    *,
-    reverse: bool,
-    checkpoint_every: int | None,
-    implementation: str,
-    emit_states: bool = False,
-) -> tuple[PyTree, PyTree]:
-    """:func:`scan` on checked, time-major arguments."""
-    valid, reset = _controls(xs.shape[0], lengths, mask, reset, reverse)
-    dtype = getattr(cell, "dtype", None) or xs.dtype
-    params, xs = cast_params(params, dtype), xs.astype(dtype)
-    dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
-    if jax.default_backend() == "cpu":
-        # XLA:CPU rewrites a whole half-precision buffer at each step that writes to it,
-        # so states and outputs are float32 inside the loop. The products are not.
-        widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
-        xs, state, reset_state = jax.tree.map(widen, (xs, state, reset_state))
-    state = _vary(state, (params, xs, state, valid, reset, reset_state))
-    if valid is not None:
-        # 0 * NaN is NaN: what stands in padding must go before the first product.
-        xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
-
-    def run(state, steps):
-        xs, valid, reset = steps
-        return _IMPLEMENTATIONS[implementation].run(
-            cell,
-            params,
-            xs,
-            state,
-            Controls(valid, reset, reset_state),
-            reverse=reverse,
-            emit_states=emit_states,
-        )
-
-    steps = (xs, valid, reset)
-    if checkpoint_every is None:
-        state, ys = run(state, steps)
-    else:
-        run = jax.checkpoint(run, prevent_cse=False)
-        state, ys = scan_blocks(run, state, steps, checkpoint_every, reverse=reverse)
-    narrow = lambda leaf, dtype: leaf.astype(dtype)
-    state = jax.tree.map(narrow, state, dtypes)
-    if emit_states:
-        return state, jax.tree.map(narrow, ys, dtypes)
-    return state, jax.tree.map(lambda y: y.astype(dtype), ys)
-
-
-def _vary(state: PyTree, others: PyTree) -> PyTree:
-    """Lets the state vary over the mesh axes of ``shard_map`` that its inputs vary over.
-
-    A loop's carry must have one type throughout, and zeros vary over no axis. A zero made
-    like an input varies as it does, and so does what it is added to.
-    """
-
-    def add_zeros(leaf):
-        for other in jax.tree.leaves(others):
-            leaf = leaf + lax.full_like(other, 0, leaf.dtype, shape=())
-        return leaf
-
-    return jax.tree.map(add_zeros, state)
-
-
-def _controls(
-    length: int,
-    lengths: Array | None,
-    mask: Array | None,
-    reset: Array | None,
-    reverse: bool,
-) -> tuple[Array | None, Array | None]:
-    """What is valid, and before which steps the state is reset, ``[T, *batch]`` each."""
-    valid = mask
-    if lengths is not None:
-        times = lax.broadcasted_iota(jnp.int32, (length, *lengths.shape), 0)
-        within = times < jnp.expand_dims(lengths.astype(jnp.int32), 0)
-        valid = within if mask is None else within & mask
-        reset = None if reset is None else within & reset
-    if reset is not None and reverse:
-        # In reverse the boundary between t-1 and t is crossed just before step t-1.
-        reset = jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
-    return valid, reset

@@ -11,6 +11,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,12 +22,12 @@ _BATCH_AND_TIME = (
     "time_major=True."
 )
 _LAST_BATCH = (
-    "If this is the last, partial batch of an epoch, drop it, pad it (lengths=0 for the "
-    "rows that are not there), or take as many rows of the state."
+    "If this is the last, partial batch of an epoch, drop it, pad it (lengths=0 for "
+    "the rows that are not there), or take as many rows of the state."
 )
 _PAIR = (
-    "A bare pair could be (h, c), as in PyTorch and Keras, or (c, h), as in Flax: write "
-    "lstm_jax.LSTMState(h=..., c=...)."
+    "A bare pair could be (h, c), as in PyTorch and Keras, or (c, h), as in Flax: "
+    "write lstm_jax.LSTMState(h=..., c=...)."
 )
 _TORCH_STATE = (
     "This looks like PyTorch's [L*D, B, H] state: "
@@ -287,14 +288,15 @@ def conform_state(
         if isinstance(state, Directions):
             hint = "This is one layer of a stack's state: take its .forward."
         raise TypeError(
-            f"{name}: expected an LSTMState, got {type(state).__name__}. {hint}".rstrip()
+            f"{name}: expected an LSTMState, got {type(state).__name__}. "
+            f"{hint}".rstrip()
         )
     expected, structure = jax.tree.flatten_with_path(template)
     actual, got = jax.tree.flatten_with_path(state)
     if structure != got:
         raise ValueError(
-            f"{name}: expected the structure that cell.zero_state returns, {structure}, "
-            f"got {got}."
+            f"{name}: expected the structure that cell.zero_state returns, "
+            f"{structure}, got {got}."
         )
     for (path, leaf), (_, value) in zip(expected, actual, strict=True):
         field = jax.tree_util.keystr(path)
@@ -344,9 +346,9 @@ def check_key(key: Any) -> None:
 def check_layers(name: str, kind: type, value: Any, bidirectional: Any) -> None:
     """Checks the nesting of a stack's parameters or state."""
     layers = len(bidirectional)
+    maker = "init(key)" if kind is LSTMParams else "zero_state(batch_shape)"
     expected = (
-        f"a tuple of L = {layers} Directions of {kind.__name__}, as from "
-        f"{'model.init(key)' if kind is LSTMParams else 'model.zero_state(batch_shape)'}"
+        f"a tuple of L = {layers} Directions of {kind.__name__}, as from model.{maker}"
     )
     if isinstance(value, kind):
         hint = ""

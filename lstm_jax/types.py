@@ -2,8 +2,8 @@
 
 Notation, in every docstring: ``B`` batch, ``T`` time steps, ``I`` input size, ``H``
 hidden size, ``P`` projection size (``H`` where there is no projection), ``L`` layers,
-``D`` directions (1 or 2). ``x``, ``h``, ``c`` belong to one step, ``xs`` and ``ys`` to a
-sequence. ``*batch`` is any number of batch axes, none included. The four gates stand
+``D`` directions (1 or 2). ``x``, ``h``, ``c`` belong to one step, ``xs`` and ``ys`` to
+a sequence. ``*batch`` is any number of batch axes, none included. The four gates stand
 side by side on the last axis, always in the order i, f, g, o: input, forget, candidate,
 output.
 """
@@ -72,13 +72,13 @@ class Cell(Protocol):
     parameters' gradient through ``recur`` too, ``update`` not at all. Each takes any
     leading axes.
 
-    A cell holds no arrays and is hashable (a frozen dataclass does both), so that it can
-    be a static argument of ``jax.jit``. Three attributes are optional:
+    A cell holds no arrays and is hashable (a frozen dataclass does both), so that it
+    can be a static argument of ``jax.jit``. Three attributes are optional:
 
     * ``dtype``: the compute dtype; None, the default, for that of the inputs.
     * ``input_ndim``: how many trailing axes one input has; 1 by default, a vector.
-    * ``additive``: True says that ``update`` depends on z and r through ``z + r`` alone,
-      so that less has to be kept for the backward pass; False by default.
+    * ``additive``: True says that ``update`` depends on z and r through ``z + r``
+      alone, so that less has to be kept for the backward pass; False by default.
     """
 
     def init(self, key: Array) -> PyTree:

@@ -37,10 +37,10 @@ def test_lengths_hold_the_state_and_zero_the_outputs(reverse):
     lengths = jnp.array([0, 5, T])
     state, ys = lj.scan(CELL, PARAMS, XS, STATE, lengths=lengths, reverse=reverse)
     for row, length in enumerate([0, 5, T]):
-        one = jax.tree.map(lambda leaf: leaf[row], STATE)  # noqa: B023
+        one = jax.tree.map(lambda leaf: leaf[row], STATE)
         last, some = lj.scan(CELL, PARAMS, XS[row, :length], one, reverse=reverse)
         assert_close(ys[row, :length], some)
-        assert_close(jax.tree.map(lambda leaf: leaf[row], state), last)  # noqa: B023
+        assert_close(jax.tree.map(lambda leaf: leaf[row], state), last)
         assert not ys[row, length:].any()
     empty = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
     equal(empty(state), empty(STATE))
@@ -51,10 +51,10 @@ def test_mask_agrees_with_the_steps_alone(reverse):
     mask = random_controls(1, (B,), T, ("mask",))["mask"]
     state, ys = lj.scan(CELL, PARAMS, XS, STATE, mask=mask, reverse=reverse)
     for row in range(B):
-        one = jax.tree.map(lambda leaf: leaf[row], STATE)  # noqa: B023
+        one = jax.tree.map(lambda leaf: leaf[row], STATE)
         last, some = lj.scan(CELL, PARAMS, XS[row][mask[row]], one, reverse=reverse)
         assert_close(ys[row][mask[row]], some)
-        assert_close(jax.tree.map(lambda leaf: leaf[row], state), last)  # noqa: B023
+        assert_close(jax.tree.map(lambda leaf: leaf[row], state), last)
         assert not ys[row][~mask[row]].any()
 
 
@@ -90,7 +90,7 @@ def test_reset_of_the_first_step_forgets_the_state_passed_in():
 
 
 def test_reset_of_the_first_step_is_before_the_reverse_scan_ends():
-    """In reverse that boundary is crossed after the last step taken, outside the call."""
+    """In reverse that boundary is crossed after the last step, outside the call."""
     reset = jnp.zeros((B, T), bool).at[:, 0].set(True)
     equal(
         lj.scan(CELL, PARAMS, XS, STATE, reset=reset, reverse=True),
@@ -174,7 +174,7 @@ def test_any_batch_axes_agree_row_by_row(batch_shape, time_major, reverse):
     )
     ys = jnp.moveaxis(ys, 0, axis) if time_major else ys
     for index in np.ndindex(*batch_shape):
-        pick = lambda tree: jax.tree.map(lambda leaf: leaf[index], tree)  # noqa: B023
+        pick = lambda tree: jax.tree.map(lambda leaf: leaf[index], tree)
         one_last, one_ys = lj.scan(
             CELL,
             PARAMS,
@@ -247,7 +247,7 @@ def test_compute_dtype_follows_the_inputs_or_the_cell():
 
 @dataclasses.dataclass(frozen=True)
 class GRUCell:
-    """A cell that is not ours, with two separate pre-activations and a dict of params."""
+    """A cell that is not ours: two pre-activations, a dict of params and of outputs."""
 
     size: int
 
@@ -290,8 +290,8 @@ def test_any_cell_of_the_protocol_runs(reverse, every):
                 params, state, cell.project(params, xs[:, t]), cell.recur(params, state)
             )
             valid = (t < lengths)[:, None]
-            state = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, state)  # noqa: B023
-            outs[t] = jax.tree.map(lambda a: jnp.where(valid, a, 0), out)  # noqa: B023
+            state = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, state)
+            outs[t] = jax.tree.map(lambda a: jnp.where(valid, a, 0), out)
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *outs)
 
     def run(params, xs):

@@ -55,7 +55,8 @@ CASES = {
     "xs is tokens": (
         lambda: scan(xs=jnp.ones((B, T, I), jnp.int32)),
         TypeError,
-        "xs: expected a floating dtype, got int32. Embed or one-hot encode tokens first",
+        "xs: expected a floating dtype, got int32. Embed or one-hot encode tokens "
+        "first",
     ),
     "xs is a list": (
         lambda: scan(xs=[[1.0, 2.0, 3.0]]),
@@ -74,7 +75,8 @@ CASES = {
         ValueError,
         "state.h: expected shape [B, H] = [4, 5], got [3, 5]. The batch is 4 in xs and "
         "3 here. If this is the last, partial batch of an epoch, drop it, pad it "
-        "(lengths=0 for the rows that are not there), or take as many rows of the state.",
+        "(lengths=0 for the rows that are not there), or take as many rows of the "
+        "state.",
     ),
     "state is PyTorch's": (
         lambda: scan(state=state((1, B, H), (1, B, H))),
@@ -86,9 +88,9 @@ CASES = {
     "state has batch and time swapped": (
         lambda: scan(state=state((T, H), (T, H))),
         ValueError,
-        "state.h: expected shape [B, H] = [4, 5], got [6, 5]. The batch is 4 in xs and 6 "
-        "here. Batch and time look swapped: xs is [*batch, T, I], and [T, *batch, I] "
-        "only with time_major=True.",
+        "state.h: expected shape [B, H] = [4, 5], got [6, 5]. The batch is 4 in xs "
+        "and 6 here. Batch and time look swapped: xs is [*batch, T, I], and [T, "
+        "*batch, I] only with time_major=True.",
     ),
     "state is of one row": (
         lambda: scan(state=state((H,), (H,))),
@@ -115,8 +117,8 @@ CASES = {
     "lengths are of the time axis": (
         lambda: scan(lengths=jnp.ones(T, jnp.int32)),
         ValueError,
-        "lengths: expected shape [B] = [4], got [6]. Batch and time look swapped: xs is "
-        "[*batch, T, I], and [T, *batch, I] only with time_major=True.",
+        "lengths: expected shape [B] = [4], got [6]. Batch and time look swapped: xs "
+        "is [*batch, T, I], and [T, *batch, I] only with time_major=True.",
     ),
     "lengths are floats": (
         lambda: scan(lengths=jnp.ones(B)),
@@ -166,8 +168,8 @@ CASES = {
     "params are a stack's": (
         lambda: scan(params=MODEL_PARAMS),
         TypeError,
-        "params: expected an LSTMParams, got tuple. cell.init(key) makes one; a stack's "
-        "parameters go to model.apply.",
+        "params: expected an LSTMParams, got tuple. cell.init(key) makes one; a "
+        "stack's parameters go to model.apply.",
     ),
     "params lack a bias": (
         lambda: scan(params=PARAMS._replace(bias=None)),
@@ -179,8 +181,9 @@ CASES = {
     "params are PyTorch's": (
         lambda: scan(params=PARAMS._replace(kernel=PARAMS.kernel.T)),
         ValueError,
-        "params.kernel: expected shape [I, 4H] = [3, 20], got [20, 3]. It is transposed, "
-        "as PyTorch keeps its weights: lstm_jax.convert.from_torch converts them.",
+        "params.kernel: expected shape [I, 4H] = [3, 20], got [20, 3]. It is "
+        "transposed, as PyTorch keeps its weights: lstm_jax.convert.from_torch "
+        "converts them.",
     ),
     "params of no LSTM": (
         lambda: lj.lstm(PARAMS._replace(kernel=jnp.ones((3, 15))), XS),
@@ -249,7 +252,8 @@ CASES = {
     "stack's state is of another batch": (
         lambda: apply(state=layers(2, (3, H), (3, H))),
         ValueError,
-        "state[0].forward.h: expected shape [B, H] = [4, 5], got [3, 5]. The batch is 4",
+        "state[0].forward.h: expected shape [B, H] = [4, 5], got [3, 5]. The batch is "
+        "4",
     ),
     "stack's params have a wrong shape": (
         lambda: apply(

@@ -134,7 +134,7 @@ def test_vmap_agrees_with_a_loop(axes, jitted, reverse):
         if axis is None
         else jax.tree.map(
             lambda leaf: jnp.stack([leaf, leaf * 0.5, -leaf], axis),
-            arg,  # noqa: B023
+            arg,
         )
         for arg, axis in zip(args, axes, strict=True)
     )
@@ -145,7 +145,7 @@ def test_vmap_agrees_with_a_loop(axes, jitted, reverse):
             if axis is None
             else jax.tree.map(
                 lambda leaf: jnp.take(leaf, n, axis),
-                arg,  # noqa: B023
+                arg,
             )
             for arg, axis in zip(many, axes, strict=True)
         )
@@ -158,15 +158,15 @@ def test_vmap_agrees_with_a_loop(axes, jitted, reverse):
     grads = jax.vjp(jax.vmap(run, axes), *many)[1](cotangents)
     total = jax.tree.map(jnp.zeros_like, grads)
     for n in range(3):
-        one = jax.tree.map(lambda leaf: leaf[n], cotangents)  # noqa: B023
-        pull = jax.vjp(lambda *many: run(*pick_from(many, axes, n)), *many)[1]  # noqa: B023
+        one = jax.tree.map(lambda leaf: leaf[n], cotangents)
+        pull = jax.vjp(lambda *many: run(*pick_from(many, axes, n)), *many)[1]
         total = jax.tree.map(jnp.add, total, pull(one))
     assert_close(grads, total)
 
 
 def pick_from(many, axes, n):
     return tuple(
-        arg if axis is None else jax.tree.map(lambda leaf: jnp.take(leaf, n, axis), arg)  # noqa: B023
+        arg if axis is None else jax.tree.map(lambda leaf: jnp.take(leaf, n, axis), arg)
         for arg, axis in zip(many, axes, strict=True)
     )
 

@@ -8,11 +8,11 @@ Two loops, each the fastest arrangement that XLA:CPU was measured with:
 * With one: a scan over single steps that keeps, for each, the state that entered it and
   its pre-activations, and a second scan for the tangents, in which the parameters are
   constants. What the parameters' tangents contribute is added for all steps at once, so
-  that in the transpose, which JAX makes by itself, a weight gradient is one product after
-  the loop instead of a sum inside it.
+  that in the transpose, which JAX makes by itself, a weight gradient is one product
+  after the loop instead of a sum inside it.
 
-``jax.custom_jvp`` and not ``custom_vjp``: forward mode, vmap, remat and derivatives of any
-order follow from the one rule.
+``jax.custom_jvp`` and not ``custom_vjp``: forward mode, vmap, remat and derivatives of
+any order follow from the one rule.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _run(cell, reverse, emit_states, params, xs, state, controls):
         zs = cell.project(params, xs)
         ys = [None] * length
         for t in reversed(range(length)) if reverse else range(length):
-            z, ok, new = jax.tree.map(lambda leaf: leaf[t], (zs, valid, reset))  # noqa: B023
+            z, ok, new = jax.tree.map(lambda leaf: leaf[t], (zs, valid, reset))
             state = _enter(state, new, controls.reset_state)
             pre = _keep(cell, z, cell.recur(params, state))
             state, y = _hold(ok, state, _update(cell, params, state, pre))
@@ -140,16 +140,16 @@ def _run_jvp(cell, reverse, emit_states, primals, tangents):
 def _batch_axis_first(ys: PyTree) -> PyTree:
     """Returns ``ys`` as it is, with the axis that ``vmap`` adds in front.
 
-    Under jvp of vmap of jit, JAX takes the added axis of a rule's outputs to stand where
-    it stands in the function's outputs, and does not look. Blocks reshaped to steps have
-    it in front; the outputs of a scan have it behind the time axis. An axis added and
-    taken away moves it, and compiles to nothing.
+    Under jvp of vmap of jit, JAX takes the added axis of a rule's outputs to stand
+    where it stands in the function's outputs, and does not look. Blocks reshaped to
+    steps have it in front; the outputs of a scan have it behind the time axis. An axis
+    added and taken away moves it, and compiles to nothing.
     """
     return jax.tree.map(lambda y: jnp.expand_dims(y, 0).squeeze(0), ys)
 
 
 def _block_size(length: int) -> int:
-    """The divisor of ``length`` that is nearest to BLOCK, or BLOCK where none is near."""
+    """The divisor of ``length`` nearest to BLOCK, or BLOCK where none is near."""
     near = [n for n in range(BLOCK // 2 + 1, 2 * BLOCK) if length % n == 0]
     return min(near, key=lambda n: abs(n - BLOCK), default=BLOCK)
 
