@@ -1,5 +1,6 @@
 """The LSTM library for JAX."""
 
+from lstm_jax import convert as convert
 from lstm_jax.cell import LSTMCell as LSTMCell
 from lstm_jax.layers import LSTM as LSTM
 from lstm_jax.loop import implementations as implementations
@@ -19,6 +20,7 @@ __all__ = (
     "LSTMCell",
     "LSTMParams",
     "LSTMState",
+    "convert",
     "implementations",
     "lstm",
     "resolve_implementation",
