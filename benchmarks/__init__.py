@@ -1,0 +1,1 @@
+"""How fast lstm_jax is beside the LSTMs that are installed."""
