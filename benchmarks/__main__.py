@@ -131,7 +131,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out",
         metavar="PATH",
         type=pathlib.Path,
-        help="where PATH.json and PATH.png go (default: benchmarks/results/cpu-quick, "
+        help="where PATH.json and PATH.png go (default: out/benchmarks/cpu-quick, "
         "gpu-all, ...)",
     )
     args = parser.parse_args(argv)
@@ -160,7 +160,7 @@ def _resolve(args: argparse.Namespace) -> None:
     args.rivals = choose("--rivals", args.rivals or ",".join(RIVALS), RIVALS)
     if args.out is None:
         device, extent = "gpu" if on_gpu() else "cpu", "all" if args.all else "quick"
-        args.out = pathlib.Path("benchmarks/results") / f"{device}-{extent}"
+        args.out = pathlib.Path("out/benchmarks") / f"{device}-{extent}"
 
 
 def bench(
