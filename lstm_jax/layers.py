@@ -195,7 +195,7 @@ class LSTM:
             ValueError: if a shape, a value of ``lengths`` or an option is wrong.
             TypeError: if a type or dtype is wrong.
         """
-        self._check_params(params)
+        self.check_params(params)
         batch_shape, length = sequence.check_arguments(
             self.cells[0],
             params[0].forward,
@@ -246,13 +246,14 @@ class LSTM:
                 "step: expected a one-directional model, got bidirectional=True. Its "
                 "backward half needs the whole sequence: use apply."
             )
-        self._check_params(params)
+        self.check_params(params)
         shapes.check_step_input(self.cells[0], x)
         x = jnp.asarray(x)
         state = self._conform_state(state, x.shape[:-1], x.dtype)
         return _step(self, params, state, x)
 
-    def _check_params(self, params: Params) -> None:
+    def check_params(self, params: Params) -> None:
+        """Raises ValueError or TypeError if ``params`` are not this model's."""
         both = [self.bidirectional] * self.num_layers
         shapes.check_layers("params", LSTMParams, params, both)
         for index, (cell, layer) in enumerate(zip(self.cells, params, strict=True)):

@@ -1,0 +1,205 @@
+"""The stack as a Flax NNX module: the same options, the same functions underneath."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from lstm_jax import layers
+from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Initializer
+from lstm_jax.types import Array, Directions, LSTMParams
+
+
+class Direction(nnx.Module):
+    """The parameters of one layer in one direction, each an ``nnx.Param`` or None."""
+
+    def __init__(self, params: LSTMParams):
+        """Takes over ``params``."""
+        for name, value in params._asdict().items():
+            setattr(self, name, None if value is None else nnx.Param(value))
+
+    def params(self) -> LSTMParams:
+        """Returns the parameters as plain arrays."""
+        return LSTMParams(*(_value(getattr(self, name)) for name in LSTMParams._fields))
+
+
+class Layer(nnx.Module):
+    """The directions of one layer."""
+
+    def __init__(self, directions: Directions):
+        """Takes over the parameters of the layer."""
+        self.forward = Direction(directions.forward)
+        backward = directions.backward
+        self.backward = None if backward is None else Direction(backward)
+
+    def params(self) -> Directions:
+        """Returns the layer's parameters as plain arrays."""
+        backward = self.backward
+        return Directions(
+            self.forward.params(), None if backward is None else backward.params()
+        )
+
+
+class LSTM(nnx.Module):
+    """A stack of LSTM layers with its parameters, for Flax NNX.
+
+    The options are those of :class:`lstm_jax.LSTM`. Parameters are found under
+    ``layers/0/forward/kernel`` and so on.
+
+    Args:
+        input_size: see :class:`lstm_jax.LSTM`, as for all up to ``param_dtype``.
+        hidden_size: see :class:`lstm_jax.LSTM`.
+        num_layers: see :class:`lstm_jax.LSTM`.
+        bidirectional: see :class:`lstm_jax.LSTM`.
+        merge: see :class:`lstm_jax.LSTM`.
+        dropout: see :class:`lstm_jax.LSTM`; off after ``model.eval()`` or with
+            ``deterministic=True``, as with ``nnx.Dropout``.
+        proj_size: see :class:`lstm_jax.LSTM`.
+        use_bias: see :class:`lstm_jax.LSTM`.
+        forget_bias: see :class:`lstm_jax.LSTM`.
+        kernel_init: see :class:`lstm_jax.LSTM`.
+        recurrent_init: see :class:`lstm_jax.LSTM`.
+        bias_init: see :class:`lstm_jax.LSTM`.
+        dtype: see :class:`lstm_jax.LSTM`.
+        param_dtype: see :class:`lstm_jax.LSTM`.
+        rngs: makes the parameters, and with ``dropout`` the masks (its stream
+            ``dropout``).
+
+    Raises:
+        ValueError: if an option is out of its range.
+        TypeError: if an option has the wrong type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from lstm_jax.nnx import LSTM
+        >>> model = LSTM(3, 5, num_layers=2, rngs=nnx.Rngs(0))
+        >>> state, ys = model(jnp.ones((2, 7, 3)), lengths=jnp.array([7, 4]))
+        >>> ys.shape, state[-1].forward.h.shape
+        ((2, 7, 5), (2, 5))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | tuple[int, ...],
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        merge: str = "concat",
+        dropout: float = 0.0,
+        proj_size: int | None = None,
+        use_bias: bool = True,
+        forget_bias: float = 1.0,
+        kernel_init: Initializer = GLOROT_UNIFORM,
+        recurrent_init: Initializer = ORTHOGONAL,
+        bias_init: Initializer = initializers.zeros,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the parameters."""
+        self.model = layers.LSTM(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            merge=merge,
+            dropout=dropout,
+            proj_size=proj_size,
+            use_bias=use_bias,
+            forget_bias=forget_bias,
+            kernel_init=kernel_init,
+            recurrent_init=recurrent_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
+        self.deterministic = False
+        self.rngs = nnx.data(rngs.dropout.fork() if dropout else None)
+        self.load(self.model.init(rngs.params()))
+
+    def load(self, params: layers.Params) -> None:
+        """Replaces the parameters by a pytree as :meth:`lstm_jax.LSTM.init` makes it.
+
+        What ``lstm_jax.convert`` returns goes in here.
+        """
+        self.model.check_params(params)
+        self.layers = nnx.List([Layer(layer) for layer in params])
+
+    def params(self) -> layers.Params:
+        """Returns the parameters as :meth:`lstm_jax.LSTM.apply` takes them."""
+        return tuple(layer.params() for layer in self.layers)
+
+    def zero_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> layers.State:
+        """Returns zeros; see :meth:`lstm_jax.LSTM.zero_state`."""
+        return self.model.zero_state(batch_shape, dtype)
+
+    def __call__(
+        self,
+        xs: Array,
+        state: layers.State | None = None,
+        *,
+        lengths: Array | None = None,
+        mask: Array | None = None,
+        reset: Array | None = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | Array | None = None,
+        time_major: bool = False,
+        checkpoint_every: int | None = None,
+        implementation: str | None = None,
+    ) -> tuple[layers.State, Array]:
+        """Runs the stack over a sequence; see :meth:`lstm_jax.LSTM.apply`.
+
+        Args:
+            xs: see :meth:`lstm_jax.LSTM.apply`, as for what is not named below.
+            state: see :meth:`lstm_jax.LSTM.apply`.
+            lengths: see :meth:`lstm_jax.LSTM.apply`.
+            mask: see :meth:`lstm_jax.LSTM.apply`.
+            reset: see :meth:`lstm_jax.LSTM.apply`.
+            deterministic: True turns dropout off, False on; None for the attribute that
+                ``model.train()`` and ``model.eval()`` set.
+            rngs: overrides the stream that the constructor was given.
+            time_major: see :meth:`lstm_jax.LSTM.apply`.
+            checkpoint_every: see :meth:`lstm_jax.LSTM.apply`.
+            implementation: see :meth:`lstm_jax.LSTM.apply`.
+
+        Returns:
+            ``(state, ys)``.
+        """
+        if deterministic is None:
+            deterministic = self.deterministic
+        key = None
+        if self.model.dropout and not deterministic:
+            key = _key(self.rngs if rngs is None else rngs)
+        return self.model.apply(
+            self.params(),
+            xs,
+            state,
+            lengths=lengths,
+            mask=mask,
+            reset=reset,
+            key=key,
+            time_major=time_major,
+            checkpoint_every=checkpoint_every,
+            implementation=implementation,
+        )
+
+    def step(self, state: layers.State, x: Array) -> tuple[layers.State, Array]:
+        """Takes one step through the stack; see :meth:`lstm_jax.LSTM.step`."""
+        return self.model.step(self.params(), state, x)
+
+
+def _value(param: Any) -> Any:
+    return None if param is None else param.get_value()
+
+
+def _key(rngs: Any) -> Array:
+    if isinstance(rngs, nnx.Rngs):
+        return rngs.dropout()
+    return rngs() if isinstance(rngs, nnx.RngStream) else rngs

@@ -1,0 +1,212 @@
+"""The Flax modules are the stack: same options and numbers, Flax's conventions."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx as flax_nnx
+
+import lstm_jax as lj
+from lstm_jax import linen, nnx
+from tests.common import assert_close, normal, random_controls, random_like
+
+OPTIONS = {
+    "stack": dict(num_layers=2),
+    "bidirectional": dict(num_layers=2, bidirectional=True, merge="sum"),
+    "projection": dict(proj_size=2, use_bias=False),
+    "sizes": dict(hidden_size=(4, 6)),
+}
+XS = normal(1, (2, 7, 3))
+
+
+class Nnx:
+    """An nnx module behind the calls that both kinds have."""
+
+    def __init__(self, params, **options):
+        self.module = nnx.LSTM(3, rngs=flax_nnx.Rngs(0, dropout=1), **options)
+        self.module.load(params)
+
+    def __call__(self, xs, state=None, *, key=None, **options):
+        return self.module(xs, state, deterministic=key is None, rngs=key, **options)
+
+    def step(self, state, x):
+        return self.module.step(state, x)
+
+    def params(self):
+        return self.module.params()
+
+
+class Linen:
+    """A linen module behind the same."""
+
+    def __init__(self, params, **options):
+        self.module = linen.LSTM(3, **options)
+        self.variables = linen.variables_of(params)
+
+    def __call__(self, xs, state=None, *, key=None, **options):
+        rngs = None if key is None else {"dropout": key}
+        return self.module.apply(
+            self.variables, xs, state, rngs=rngs, deterministic=key is None, **options
+        )
+
+    def step(self, state, x):
+        return self.module.apply(self.variables, state, x, method="step")
+
+    def params(self):
+        return linen.params_of(self.variables)
+
+
+KINDS = pytest.mark.parametrize("kind", [Nnx, Linen])
+
+
+def build(kind, options):
+    options = {"hidden_size": 5} | options
+    model = lj.LSTM(3, **options)
+    params = random_like(2, model.init(jax.random.key(0)))
+    return model, params, kind(params, **options)
+
+
+@KINDS
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_module_agrees_with_the_stack(kind, options):
+    model, params, module = build(kind, options)
+    controls = random_controls(3, (2,), 7, ("lengths", "mask", "reset"))
+    expected = model.apply(params, XS, **controls)
+    assert_close(module(XS, **controls), expected)
+    assert_close(module(XS, expected[0]), model.apply(params, XS, expected[0]))
+    front = jnp.moveaxis(XS, 1, 0)
+    assert_close(
+        module(front, time_major=True, checkpoint_every=3, implementation="xla"),
+        model.apply(params, front, time_major=True),
+    )
+    jax.tree.map(np.testing.assert_array_equal, module.params(), params)
+    zeros = module.module.zero_state((2,))
+    assert jax.tree.structure(zeros) == jax.tree.structure(expected[0])
+    if not model.bidirectional:
+        assert_close(
+            module.step(expected[0], XS[:, 0]),
+            model.step(params, expected[0], XS[:, 0]),
+        )
+
+
+@KINDS
+def test_dropout_is_on_with_a_key_only(kind):
+    model, params, module = build(kind, dict(num_layers=2, dropout=0.5))
+    assert_close(module(XS), model.apply(params, XS))
+    on = [module(XS, key=jax.random.key(n))[1] for n in (0, 0, 1)]
+    np.testing.assert_array_equal(on[0], on[1])
+    assert not np.allclose(on[0], on[2], atol=1e-3)
+    assert not np.allclose(on[0], module(XS)[1], atol=1e-3)
+
+
+@KINDS
+def test_errors_of_the_core_pass_through(kind):
+    _, _, module = build(kind, {})
+    with pytest.raises(ValueError, match=r"xs: expected shape .* got \[2, 7, 4\]"):
+        module(jnp.ones((2, 7, 4)))
+    with pytest.raises(TypeError, match="A bare pair could be"):
+        module(XS, (jnp.ones((2, 5)), jnp.ones((2, 5))))
+
+
+def test_nnx_follows_train_and_eval():
+    module = nnx.LSTM(3, 5, 2, dropout=0.5, rngs=flax_nnx.Rngs(0))
+    first, second = module(XS)[1], module(XS)[1]
+    assert not np.allclose(first, second, atol=1e-3)
+    module.eval()
+    np.testing.assert_array_equal(module(XS)[1], module(XS)[1])
+    again = module(XS, deterministic=False)[1]
+    assert not np.allclose(again, module(XS)[1], atol=1e-3)
+    module.train()
+    assert not np.allclose(module(XS)[1], module(XS)[1], atol=1e-3)
+
+
+def test_nnx_parameters_are_found_by_name():
+    module = nnx.LSTM(3, 5, 2, bidirectional=True, rngs=flax_nnx.Rngs(0))
+    state = flax_nnx.state(module, flax_nnx.Param)
+    paths = {"/".join(map(str, path)) for path in flax_nnx.to_flat_state(state).paths}
+    assert "layers/1/backward/recurrent_kernel" in paths
+    assert len(paths) == 12
+    graph, state = flax_nnx.split(module)
+    assert_close(flax_nnx.merge(graph, state)(XS), module(XS))
+
+
+def test_nnx_trains():
+    module = nnx.LSTM(3, 5, 2, dropout=0.1, rngs=flax_nnx.Rngs(0))
+    optimizer = flax_nnx.Optimizer(module, optax.sgd(0.5), wrt=flax_nnx.Param)
+
+    @flax_nnx.jit
+    def train(module, optimizer):
+        loss = lambda module: jnp.mean((module(XS)[1] - 0.5) ** 2)
+        value, grads = flax_nnx.value_and_grad(loss)(module)
+        optimizer.update(module, grads)
+        return value
+
+    losses = [float(train(module, optimizer)) for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+    expected = jax.grad(lambda p: jnp.sum(module.model.apply(p, XS)[1]))(
+        module.params()
+    )
+    module.eval()
+    grads = flax_nnx.grad(lambda module: jnp.sum(module(XS)[1]))(module)
+    kernel = grads["layers"][0]["forward"]["kernel"].get_value()
+    assert_close(kernel, expected[0].forward.kernel)
+
+
+def test_linen_trains():
+    module = linen.LSTM(3, 5, 2, dropout=0.1)
+    variables = module.init(jax.random.key(0), XS)
+    tx = optax.sgd(0.5)
+    opt_state = tx.init(variables)
+
+    @jax.jit
+    def train(variables, opt_state, key):
+        def loss(variables):
+            _, ys = module.apply(
+                variables, XS, deterministic=False, rngs={"dropout": key}
+            )
+            return jnp.mean((ys - 0.5) ** 2)
+
+        value, grads = jax.value_and_grad(loss)(variables)
+        updates, opt_state = tx.update(grads, opt_state)
+        return optax.apply_updates(variables, updates), opt_state, value
+
+    losses = []
+    for key in jax.random.split(jax.random.key(1), 30):
+        variables, opt_state, value = train(variables, opt_state, key)
+        losses.append(float(value))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_initial_values_are_the_stack_s(bidirectional):
+    options = dict(num_layers=2, bidirectional=bidirectional)
+    expected = lj.LSTM(3, 40, **options).init(jax.random.key(0))
+    variables = linen.LSTM(3, 40, **options).init(jax.random.key(0), XS)
+    module = nnx.LSTM(3, 40, rngs=flax_nnx.Rngs(0), **options)
+    for params in (linen.params_of(variables), module.params()):
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
+        for layer, right in zip(params, expected, strict=True):
+            for one, like in zip(layer, right, strict=True):
+                if like is not None:
+                    np.testing.assert_array_equal(one.bias, like.bias)
+                    recurrent = np.asarray(one.recurrent_kernel)
+                    np.testing.assert_allclose(
+                        recurrent @ recurrent.T, np.eye(40), atol=1e-5
+                    )
+                    np.testing.assert_allclose(
+                        one.kernel.std(), like.kernel.std(), rtol=0.1
+                    )
+        kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
+        assert len({float(k[0, 0]) for k in kernels}) == len(kernels)
+
+
+def test_importing_the_library_imports_neither_flax_nor_optax():
+    code = "import sys, lstm_jax; print(sorted({'flax', 'optax'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
