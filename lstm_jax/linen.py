@@ -10,15 +10,15 @@ from flax import linen as nn
 from jax.nn import initializers
 
 from lstm_jax import layers
-from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Initializer
+from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Initializer, LSTMCell
 from lstm_jax.types import Array, Directions, LSTMParams
 
 
 class LSTM(nn.Module):
     """A stack of LSTM layers, for Flax Linen.
 
-    The options are those of :class:`lstm_jax.LSTM`. Parameters are found under
-    ``layer_0/forward/kernel`` and so on.
+    The options are those of :class:`lstm_jax.LSTM`, and so are the errors they raise.
+    Parameters are found under ``layer_0/forward/kernel`` and so on.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -46,14 +46,15 @@ class LSTM(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        self.hidden_size = _describe(self).hidden_size
+        super().__post_init__()
+
     @property
     def model(self) -> layers.LSTM:
-        """The description underneath."""
-        options = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(layers.LSTM)
-        }
-        return layers.LSTM(**options)
+        """The :class:`lstm_jax.LSTM` that the options describe."""
+        return _describe(self)
 
     def setup(self) -> None:
         """Declares one set of parameters for each layer and direction."""
@@ -62,12 +63,15 @@ class LSTM(nn.Module):
             for index, cell in enumerate(self.model.cells)
         ]
 
-    def _init_layer(self, key: Array, cell: Any) -> dict[str, dict[str, Array]]:
+    @nn.nowrap
+    def _init_layer(self, key: Array, cell: LSTMCell) -> dict[str, dict[str, Array]]:
         one = dataclasses.replace(
-            self.model, input_size=cell.input_size, hidden_size=cell.hidden_size
+            self.model,
+            input_size=cell.input_size,
+            hidden_size=cell.hidden_size,
+            num_layers=1,
         )
-        (layer,) = dataclasses.replace(one, num_layers=1).init(key)
-        return _as_dict(layer)
+        return _as_dict(one.init(key)[0])
 
     def __call__(
         self,
@@ -96,7 +100,11 @@ class LSTM(nn.Module):
             implementation: see :meth:`lstm_jax.LSTM.apply`.
 
         Returns:
-            ``(state, ys)``.
+            ``(state, ys)``: see :meth:`lstm_jax.LSTM.apply`.
+
+        Raises:
+            ValueError: see :meth:`lstm_jax.LSTM.apply`.
+            TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
         dropped = self.dropout and not deterministic
         return self.model.apply(
@@ -126,12 +134,20 @@ class LSTM(nn.Module):
         """Returns zeros; see :meth:`lstm_jax.LSTM.zero_state`."""
         return self.model.zero_state(batch_shape, dtype)
 
+    @nn.nowrap
     def _params(self) -> layers.Params:
         return tuple(_from_dict(layer) for layer in self.layers)
 
 
 def params_of(variables: Any) -> layers.Params:
     """Returns the module's parameters as :meth:`lstm_jax.LSTM.apply` takes them.
+
+    Args:
+        variables: of an :class:`LSTM`. For one inside a larger model, pass
+            ``{"params": variables["params"][name]}``.
+
+    Raises:
+        ValueError: if the variables are not those of an :class:`LSTM`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -140,12 +156,24 @@ def params_of(variables: Any) -> layers.Params:
         >>> linen.params_of(variables)[0].forward.kernel.shape
         (3, 20)
     """
-    tree = variables["params"]
+    tree = variables.get("params", {})
+    if not tree or set(tree) != {f"layer_{index}" for index in range(len(tree))}:
+        raise ValueError(
+            "variables: expected {'params': {'layer_0': ...}}, as model.init returns "
+            f"it, got the keys {sorted(variables)} and in 'params' {sorted(tree)}. In "
+            "a larger model's variables this module's are under its name."
+        )
     return tuple(_from_dict(tree[f"layer_{index}"]) for index in range(len(tree)))
 
 
 def variables_of(params: layers.Params) -> dict[str, Any]:
     """Returns the module's variables that hold ``params``, converted weights say.
+
+    Args:
+        params: as from :meth:`lstm_jax.LSTM.init`.
+
+    Raises:
+        TypeError: if ``params`` are not :class:`Directions`, one for each layer.
 
     Example:
         >>> import jax, lstm_jax as lj
@@ -154,8 +182,22 @@ def variables_of(params: layers.Params) -> dict[str, Any]:
         >>> list(linen.variables_of(params)["params"])
         ['layer_0']
     """
+    if not all(isinstance(layer, Directions) for layer in params):
+        raise TypeError(
+            "params: expected a tuple of Directions, one for each layer, as from "
+            f"lstm_jax.LSTM.init, got {type(params).__name__}."
+        )
     tree = {f"layer_{index}": _as_dict(layer) for index, layer in enumerate(params)}
     return {"params": tree}
+
+
+def _describe(module: LSTM) -> layers.LSTM:
+    """Reads the options without the wrapper that Flax puts around a module's methods.
+
+    The wrapper would run ``setup`` of a module that is still being made.
+    """
+    names = [field.name for field in dataclasses.fields(layers.LSTM)]
+    return layers.LSTM(**{name: getattr(module, name) for name in names})
 
 
 def _as_dict(layer: Directions) -> dict[str, dict[str, Array]]:

@@ -21,6 +21,12 @@ class Direction(nnx.Module):
         for name, value in params._asdict().items():
             setattr(self, name, None if value is None else nnx.Param(value))
 
+    def load(self, params: LSTMParams) -> None:
+        """Sets the parameters to ``params``, which have the same fields."""
+        for name, value in params._asdict().items():
+            if value is not None:
+                getattr(self, name).set_value(jnp.asarray(value))
+
     def params(self) -> LSTMParams:
         """Returns the parameters as plain arrays."""
         return LSTMParams(*(_value(getattr(self, name)) for name in LSTMParams._fields))
@@ -34,6 +40,12 @@ class Layer(nnx.Module):
         self.forward = Direction(directions.forward)
         backward = directions.backward
         self.backward = None if backward is None else Direction(backward)
+
+    def load(self, directions: Directions) -> None:
+        """Sets the parameters to those of a layer with the same directions."""
+        self.forward.load(directions.forward)
+        if self.backward is not None:
+            self.backward.load(directions.backward)
 
     def params(self) -> Directions:
         """Returns the layer's parameters as plain arrays."""
@@ -66,7 +78,11 @@ class LSTM(nnx.Module):
         dtype: see :class:`lstm_jax.LSTM`.
         param_dtype: see :class:`lstm_jax.LSTM`.
         rngs: makes the parameters, and with ``dropout`` the masks (its stream
-            ``dropout``).
+            ``dropout``, or else its default stream).
+
+    Attributes:
+        model: the :class:`lstm_jax.LSTM` that these options describe.
+        deterministic: whether dropout is off; False in a new module.
 
     Raises:
         ValueError: if an option is out of its range.
@@ -118,21 +134,52 @@ class LSTM(nnx.Module):
             dtype=dtype,
             param_dtype=param_dtype,
         )
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(
+                "rngs: expected an nnx.Rngs such as nnx.Rngs(0), got "
+                f"{type(rngs).__name__}."
+            )
         self.deterministic = False
         self.rngs = nnx.data(rngs.dropout.fork() if dropout else None)
-        self.load(self.model.init(rngs.params()))
+        params = self.model.init(rngs.params())
+        self.layers = nnx.List([Layer(layer) for layer in params])
 
     def load(self, params: layers.Params) -> None:
-        """Replaces the parameters by a pytree as :meth:`lstm_jax.LSTM.init` makes it.
+        """Sets the parameters to a pytree as :meth:`lstm_jax.LSTM.init` makes it.
 
-        What ``lstm_jax.convert`` returns goes in here.
+        What ``lstm_jax.convert`` returns goes in here. The values change in place: each
+        ``nnx.Param`` stays the one it was, wherever else it is referred to.
+
+        Raises:
+            ValueError: if a shape or the number of layers is not the module's.
+            TypeError: if ``params`` are nested otherwise.
+
+        Example:
+            >>> import jax, lstm_jax as lj
+            >>> from flax import nnx
+            >>> from lstm_jax.nnx import LSTM
+            >>> model = LSTM(3, 5, rngs=nnx.Rngs(0))
+            >>> params = lj.LSTM(3, 5).init(jax.random.key(1))
+            >>> model.load(params)
+            >>> bool((model.layers[0].forward.kernel == params[0].forward.kernel).all())
+            True
         """
         self.model.check_params(params)
-        self.layers = nnx.List([Layer(layer) for layer in params])
+        for layer, directions in zip(self.layers, params, strict=True):
+            layer.load(directions)
 
     def params(self) -> layers.Params:
         """Returns the parameters as :meth:`lstm_jax.LSTM.apply` takes them."""
         return tuple(layer.params() for layer in self.layers)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Sets ``deterministic``; what ``nnx.view`` calls.
+
+        Args:
+            deterministic: True turns dropout off, False on; None changes nothing.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
 
     def zero_state(
         self, batch_shape: tuple[int, ...] = (), dtype: Any = None
@@ -164,13 +211,18 @@ class LSTM(nnx.Module):
             reset: see :meth:`lstm_jax.LSTM.apply`.
             deterministic: True turns dropout off, False on; None for the attribute that
                 ``model.train()`` and ``model.eval()`` set.
-            rngs: overrides the stream that the constructor was given.
+            rngs: what to draw dropout's key from instead of the constructor's stream:
+                an ``nnx.Rngs``, a stream of one, or the key itself.
             time_major: see :meth:`lstm_jax.LSTM.apply`.
             checkpoint_every: see :meth:`lstm_jax.LSTM.apply`.
             implementation: see :meth:`lstm_jax.LSTM.apply`.
 
         Returns:
-            ``(state, ys)``.
+            ``(state, ys)``: see :meth:`lstm_jax.LSTM.apply`.
+
+        Raises:
+            ValueError: see :meth:`lstm_jax.LSTM.apply`.
+            TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
         if deterministic is None:
             deterministic = self.deterministic

@@ -1,0 +1,117 @@
+"""Text as tokens, and one long stream of tokens as batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The characters a model knows, each with its number.
+
+    Args:
+        characters: every character once; its place is its number.
+
+    Raises:
+        ValueError: if there is none, or one twice.
+
+    Example:
+        >>> from lstm_jax.data import Vocabulary
+        >>> vocabulary = Vocabulary.of("hello")
+        >>> vocabulary.characters, vocabulary.encode("hole").tolist()
+        ('ehlo', [1, 3, 2, 0])
+        >>> vocabulary.decode([1, 0])
+        'he'
+    """
+
+    characters: str
+
+    def __post_init__(self) -> None:
+        """Checks the characters."""
+        if not self.characters or len(set(self.characters)) != len(self.characters):
+            raise ValueError(
+                "characters: expected every character once, got "
+                f"{self.characters!r}. Vocabulary.of(text) collects those of a text."
+            )
+
+    @classmethod
+    def of(cls, text: str) -> Vocabulary:
+        """Returns the vocabulary of the characters of a text, in order."""
+        return cls("".join(sorted(set(text))))
+
+    def __len__(self) -> int:
+        """Returns how many characters there are."""
+        return len(self.characters)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the numbers of a text's characters, ``[T]`` int32.
+
+        Raises:
+            ValueError: if a character is not in the vocabulary.
+        """
+        table = {character: n for n, character in enumerate(self.characters)}
+        unknown = sorted(set(text) - set(table))
+        if unknown:
+            raise ValueError(f"text: not in the vocabulary: {''.join(unknown)!r}.")
+        return np.array([table[character] for character in text], np.int32)
+
+    def decode(self, tokens: np.ndarray | list[int]) -> str:
+        """Returns the text that the numbers stand for."""
+        return "".join(self.characters[int(token)] for token in tokens)
+
+
+def stream_batches(
+    tokens: np.ndarray, batch_size: int, window: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cuts one long stream into B parallel ones and yields them window by window.
+
+    Row b of each batch goes on where row b of the batch before ended, so that the state
+    can be handed on from batch to batch::
+
+        tokens      0 1 2 3 4 5 6 7 8 9 ...     B = 2, window = 2
+
+        batch       1st    2nd                  targets are the next tokens:
+        row 0       0 1    2 3                  1 2    3 4
+        row 1       5 6    7 8                  6 7    8 9
+
+    Every row has the same number of whole windows; the tokens left over, fewer than
+    ``B * (window + 1) + 1``, are at the end of the rows and of the stream.
+
+    Args:
+        tokens: ``[N]``.
+        batch_size: B.
+        window: T, steps in one batch.
+
+    Yields:
+        ``(inputs, targets)``, ``[B, T]`` each.
+
+    Raises:
+        ValueError: if there are too few tokens for one batch.
+
+    Example:
+        >>> import numpy as np
+        >>> from lstm_jax.data import stream_batches
+        >>> inputs, targets = next(stream_batches(np.arange(10), 2, 2))
+        >>> inputs.tolist(), targets.tolist()
+        ([[0, 1], [5, 6]], [[1, 2], [6, 7]])
+    """
+    row = len(tokens) // batch_size
+    windows = (row - 1) // window
+    if windows < 1:
+        raise ValueError(
+            f"tokens: expected at least batch_size * (window + 1) = {batch_size} * "
+            f"{window + 1} = {batch_size * (window + 1)}, got {len(tokens)}."
+        )
+    return _windows(np.asarray(tokens)[: batch_size * row], batch_size, window, windows)
+
+
+def _windows(
+    tokens: np.ndarray, batch_size: int, window: int, windows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    rows = tokens.reshape(batch_size, -1)
+    for start in range(0, windows * window, window):
+        stop = start + window
+        yield rows[:, start:stop], rows[:, start + 1 : stop + 1]
