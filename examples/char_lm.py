@@ -1,11 +1,11 @@
 """Trains a character model on text and writes more of it.
 
-    python examples/char_lm.py                     # CPython's documentation, three minutes
-    python examples/char_lm.py --text FILE         # any UTF-8 file
+    python examples/char_lm.py              # CPython's documentation, three minutes
+    python examples/char_lm.py --text FILE  # any UTF-8 file
     python examples/char_lm.py --sample out/char_lm --prompt "The class "
 
-Truncated backpropagation through time: the text is read in windows, the LSTM's state is
-handed on from each window to the next, the gradient is not. Ctrl-C ends the training and
+Truncated backpropagation through time: the text is read in windows, the LSTM's state
+is handed on from each window to the next, the gradient is not. Ctrl-C ends the training and
 keeps what was learned. The output folder holds metrics.csv, loss.png, samples.txt,
 weights.safetensors and model.json, which `--sample` reads.
 """
@@ -14,6 +14,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -65,7 +66,7 @@ class Config:
     """Parallel streams of text."""
     window: int = 64
     """Steps that the gradient goes back."""
-    steps: int = 1300
+    steps: int = 1200
     """Windows to train on."""
     learning_rate: float = 4e-3
     """Of Adam, after the warm-up; it then falls along a cosine to a hundredth."""
@@ -77,7 +78,7 @@ class Config:
     """Share of the text, at its end, that is held out."""
     log_every: int = 20
     """Steps from one row of metrics.csv to the next."""
-    sample_every: int = 325
+    sample_every: int = 300
     """Steps from one short sample and validation to the next."""
     seed: int = 0
     """Of the weights, the dropout and the samples."""
@@ -121,7 +122,7 @@ class Model(NamedTuple):
 
     def stream(self, params, prompt, temperature, key):
         """Yields one character after the other, without end."""
-        state, token = self.lstm.zero_state(), None
+        state, token = self.lstm.zero_state(), 0
         for given in self.vocabulary.encode(prompt):
             key, now = jax.random.split(key)
             state, token = self.next_token(params, state, given, temperature, now)
@@ -182,6 +183,14 @@ class Stop:
         return self.asked
 
 
+class Row(NamedTuple):
+    """Losses in nats per character; on the held-out text not at every row."""
+
+    step: int
+    loss: float
+    held_out: float | None
+
+
 class Log:
     """The bar on the terminal, the rows of metrics.csv and the text of samples.txt."""
 
@@ -212,7 +221,7 @@ class Log:
 
     def row(self, step, loss, speed, validation=None):
         """Logs a mean loss in nats per character, and one on the held-out text."""
-        self.rows.append((step, loss, validation))
+        self.rows.append(Row(step, loss, validation))
         held_out = (
             ["", ""] if validation is None else [validation, math.exp(validation)]
         )
@@ -252,13 +261,24 @@ class Log:
             self.bar.start()
 
 
-def windows(tokens, config, state):
+def windows(tokens, config):
     """Endless windows, each with whether the text begins anew before it."""
     while True:
         for n, batch in enumerate(
             data.stream_batches(tokens, config.batch_size, config.window)
         ):
             yield batch, n == 0
+
+
+def optimizer(config):
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        config.learning_rate,
+        min(config.warmup, config.steps - 1),
+        config.steps,
+        config.learning_rate / 100,
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(schedule))
 
 
 def train(config):
@@ -275,14 +295,7 @@ def train(config):
         f"{config.steps} steps of {config.batch_size} x {config.window} characters"
     )
 
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.learning_rate,
-        min(config.warmup, config.steps - 1),
-        config.steps,
-        config.learning_rate / 100,
-    )
-    tx = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(schedule))
+    tx = optimizer(config)
     zeros = model.lstm.zero_state((config.batch_size,))
     state = training.create(params, tx, zeros)
     train_step = training.make_train_step(model.loss, tx)
@@ -292,13 +305,13 @@ def train(config):
 
     log, stop = Log(config), Stop()
     losses, since = [], time.perf_counter()
-    batches = windows(model.vocabulary.encode(train_text), config, state)
+    batches = windows(model.vocabulary.encode(train_text), config)
 
     def write(title, length):
         characters = model.stream(
             state.params, prompt, config.temperature, jax.random.key(config.seed)
         )
-        log.sample(title, (c for c, _ in zip(characters, range(length))), prompt)
+        log.sample(title, itertools.islice(characters, length), prompt)
 
     with log.running():
         for step in range(1, config.steps + 1):
@@ -329,9 +342,8 @@ def train(config):
             )
     if stop:
         print(f"Stopped after {step} steps. ", end="")
-    print(
-        f"Saved in {config.out}: {', '.join(sorted(p.name for p in config.out.iterdir()))}"
-    )
+    names = sorted(path.name for path in config.out.iterdir())
+    print(f"Saved in {config.out}: {', '.join(names)}")
 
 
 def save(config, model, params, rows):
@@ -345,9 +357,14 @@ def save(config, model, params, rows):
     (config.out / "model.json").write_text(json.dumps(settings, indent=2) + "\n")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*[row[:2] for row in rows]), label="training")
-    points = [(step, value) for step, _, value in rows if value is not None]
-    axes.plot(*zip(*points), "o-", label="held out")
+    axes.plot([row.step for row in rows], [row.loss for row in rows], label="training")
+    rows = [row for row in rows if row.held_out is not None]
+    axes.plot(
+        [row.step for row in rows],
+        [row.held_out for row in rows],
+        "o-",
+        label="held out",
+    )
     axes.set(xlabel="step", ylabel="loss (nats per character)", title="Character model")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -368,7 +385,7 @@ def sample(config):
     key = jax.random.key(config.seed)
     print(prompt, end="")
     characters = model.stream(params, prompt, config.temperature, key)
-    for character, _ in zip(characters, range(config.length)):
+    for character in itertools.islice(characters, config.length):
         print(character, end="", flush=True)
     print()
 

@@ -1,5 +1,6 @@
 """The Flax modules are the stack: same options and numbers, Flax's conventions."""
 
+import inspect
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 
 import lstm_jax as lj
@@ -39,6 +41,15 @@ class Nnx:
     def params(self):
         return self.module.params()
 
+    def grads(self, loss):
+        """Gradients with respect to the parameters, by path."""
+        grads = flax_nnx.grad(lambda module: loss(module(XS)))(self.module)
+        return {
+            path[1:]: value.get_value()
+            for path, value in flax_nnx.to_flat_state(grads)
+            if path[0] == "layers"
+        }
+
 
 class Linen:
     """A linen module behind the same."""
@@ -59,8 +70,21 @@ class Linen:
     def params(self):
         return linen.params_of(self.variables)
 
+    def grads(self, loss):
+        grads = jax.grad(lambda v: loss(self.module.apply(v, XS)))(self.variables)
+        return {
+            (int(layer.removeprefix("layer_")), direction, name): value
+            for layer, directions in grads["params"].items()
+            for direction, values in directions.items()
+            for name, value in values.items()
+        }
+
 
 KINDS = pytest.mark.parametrize("kind", [Nnx, Linen])
+
+
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def build(kind, options):
@@ -75,22 +99,47 @@ def build(kind, options):
 def test_module_agrees_with_the_stack(kind, options):
     model, params, module = build(kind, options)
     controls = random_controls(3, (2,), 7, ("lengths", "mask", "reset"))
-    expected = model.apply(params, XS, **controls)
-    assert_close(module(XS, **controls), expected)
-    assert_close(module(XS, expected[0]), model.apply(params, XS, expected[0]))
+    state, ys = model.apply(params, XS, **controls)
+    assert_equal(module(XS, **controls), (state, ys))
     front = jnp.moveaxis(XS, 1, 0)
-    assert_close(
-        module(front, time_major=True, checkpoint_every=3, implementation="xla"),
-        model.apply(params, front, time_major=True),
-    )
-    jax.tree.map(np.testing.assert_array_equal, module.params(), params)
-    zeros = module.module.zero_state((2,))
-    assert jax.tree.structure(zeros) == jax.tree.structure(expected[0])
-    if not model.bidirectional:
-        assert_close(
-            module.step(expected[0], XS[:, 0]),
-            model.step(params, expected[0], XS[:, 0]),
-        )
+    some = dict(state=state, lengths=controls["lengths"])
+    later, ys = model.apply(params, XS, **some)
+    options = dict(time_major=True, checkpoint_every=3, implementation="xla")
+    assert_close(module(front, **some, **options), (later, jnp.moveaxis(ys, 1, 0)))
+    assert_equal(module.params(), params)
+    assert_equal(module.module.zero_state((2,)), model.zero_state((2,)))
+
+
+@KINDS
+def test_steps_agree_with_the_sequence(kind):
+    _, _, module = build(kind, dict(num_layers=2))
+    state, ys = module.module.zero_state((2,)), []
+    for t in range(7):
+        state, y = module.step(state, XS[:, t])
+        ys.append(y)
+    assert_close((state, jnp.stack(ys, 1)), module(XS))
+
+
+@KINDS
+def test_gradients_are_the_stack_s(kind):
+    model, params, module = build(kind, dict(num_layers=2, bidirectional=True))
+    weights = normal(4, (2, 7, 10))
+    loss = lambda out: jnp.sum(weights * out[1])
+    expected = jax.grad(lambda p: loss(model.apply(p, XS)))(params)
+    grads = module.grads(loss)
+    assert len(grads) == 2 * 2 * 3
+    for (layer, direction, name), value in grads.items():
+        assert_close(value, getattr(getattr(expected[layer], direction), name))
+
+
+@pytest.mark.parametrize("module", [nnx.LSTM, linen.LSTM])
+def test_options_are_the_stack_s(module):
+    parameters = dict(inspect.signature(module).parameters)
+    for own in ("rngs", "parent", "name"):
+        parameters.pop(own, None)
+    summary = [(p.name, p.kind, p.default) for p in parameters.values()]
+    stack = inspect.signature(lj.LSTM).parameters.values()
+    assert summary == [(p.name, p.kind, p.default) for p in stack]
 
 
 @KINDS
@@ -103,6 +152,16 @@ def test_dropout_is_on_with_a_key_only(kind):
     assert not np.allclose(on[0], module(XS)[1], atol=1e-3)
 
 
+def test_nnx_takes_the_key_of_the_stack():
+    model, params, module = build(Nnx, dict(num_layers=2, dropout=0.5))
+    key = jax.random.key(3)
+    assert_equal(module(XS, key=key), model.apply(params, XS, key=key))
+    stream = flax_nnx.Rngs(dropout=7).dropout
+    expected = model.apply(params, XS, key=flax_nnx.Rngs(dropout=7).dropout())
+    assert_equal(module.module(XS, rngs=stream), expected)
+    assert_equal(module.module(XS, rngs=flax_nnx.Rngs(dropout=7)), expected)
+
+
 @KINDS
 def test_errors_of_the_core_pass_through(kind):
     _, _, module = build(kind, {})
@@ -110,6 +169,20 @@ def test_errors_of_the_core_pass_through(kind):
         module(jnp.ones((2, 7, 4)))
     with pytest.raises(TypeError, match="A bare pair could be"):
         module(XS, (jnp.ones((2, 5)), jnp.ones((2, 5))))
+    with pytest.raises(ValueError, match="merge: expected one of 'concat'"):
+        kind(module.params(), hidden_size=5, merge="average")
+
+
+def test_parameters_of_another_model_are_refused():
+    module = nnx.LSTM(3, 5, rngs=flax_nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"kernel: expected shape .* got \[3, 24\]"):
+        module.load(lj.LSTM(3, 6).init(jax.random.key(0)))
+    with pytest.raises(TypeError, match="rngs: expected an nnx.Rngs"):
+        nnx.LSTM(3, 5, rngs=jax.random.key(0))
+    with pytest.raises(TypeError, match="params: expected a tuple of Directions"):
+        linen.variables_of(lj.LSTMCell(3, 5).init(jax.random.key(0)))
+    with pytest.raises(ValueError, match="expected {'params': {'layer_0'"):
+        linen.params_of({"params": {"lstm": {}}})
 
 
 def test_nnx_follows_train_and_eval():
@@ -122,6 +195,19 @@ def test_nnx_follows_train_and_eval():
     assert not np.allclose(again, module(XS)[1], atol=1e-3)
     module.train()
     assert not np.allclose(module(XS)[1], module(XS)[1], atol=1e-3)
+    still = flax_nnx.view(module, deterministic=True)
+    np.testing.assert_array_equal(still(XS)[1], still(XS)[1])
+    assert not module.deterministic
+
+
+def test_nnx_loads_in_place():
+    module = nnx.LSTM(3, 5, 2, rngs=flax_nnx.Rngs(0))
+    kernel = module.layers[1].forward.kernel
+    params = random_like(6, module.params())
+    module.load(jax.tree.map(np.asarray, params))
+    assert module.layers[1].forward.kernel is kernel
+    assert_equal(kernel.get_value(), params[1].forward.kernel)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(module.params()))
 
 
 def test_nnx_parameters_are_found_by_name():
@@ -147,13 +233,19 @@ def test_nnx_trains():
 
     losses = [float(train(module, optimizer)) for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
-    expected = jax.grad(lambda p: jnp.sum(module.model.apply(p, XS)[1]))(
-        module.params()
-    )
-    module.eval()
-    grads = flax_nnx.grad(lambda module: jnp.sum(module(XS)[1]))(module)
-    kernel = grads["layers"][0]["forward"]["kernel"].get_value()
-    assert_close(kernel, expected[0].forward.kernel)
+
+
+def test_linen_is_found_in_a_larger_model():
+    class Classifier(flax_linen.Module):
+        @flax_linen.compact
+        def __call__(self, xs):
+            _, ys = linen.LSTM(3, [4, 5], name="lstm")(xs)
+            return flax_linen.Dense(2)(ys[:, -1]), ys
+
+    variables = Classifier().init(jax.random.key(0), XS)
+    params = linen.params_of({"params": variables["params"]["lstm"]})
+    _, ys = Classifier().apply(variables, XS)
+    assert_close(ys, lj.LSTM(3, (4, 5)).apply(params, XS)[1])
 
 
 def test_linen_trains():
