@@ -5,9 +5,9 @@
     python examples/char_lm.py --sample out/char_lm --prompt "The class "
 
 Truncated backpropagation through time: the text is read in windows, the LSTM's state
-is handed on from each window to the next, the gradient is not. Ctrl-C ends the training and
-keeps what was learned. The output folder holds metrics.csv, loss.png, samples.txt,
-weights.safetensors and model.json, which `--sample` reads.
+is handed on from each window to the next, the gradient is not. Ctrl-C ends the
+training and keeps what was learned. The output folder holds metrics.csv, loss.png,
+samples.txt, weights.safetensors and model.json, which `--sample` reads.
 """
 
 import contextlib
@@ -146,6 +146,8 @@ def read_text(path):
     if path is None:
         topics = pydoc_data.topics.topics
         return "\n\n".join(topics[name] for name in sorted(topics))
+    if not path.is_file():
+        raise ValueError(f"--text: {path} is no file.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -382,9 +384,10 @@ def sample(config):
     like = jax.eval_shape(model.init, jax.random.key(0))
     params = training.load_weights(config.sample / "weights.safetensors", like)
     prompt = config.prompt or vocabulary.characters[0]
+    vocabulary.encode(prompt)
     key = jax.random.key(config.seed)
-    print(prompt, end="")
     characters = model.stream(params, prompt, config.temperature, key)
+    print(prompt, end="")
     for character in itertools.islice(characters, config.length):
         print(character, end="", flush=True)
     print()

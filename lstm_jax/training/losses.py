@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
+from lstm_jax.cell import accumulation_dtype
 from lstm_jax.types import Array
 
 
@@ -32,7 +33,7 @@ def cross_entropy(logits: Array, targets: Array, mask: Array | None = None) -> A
             f"targets: expected shape {list(logits.shape[:-1])}, the leading axes of "
             f"logits, got {list(targets.shape)}."
         )
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(accumulation_dtype(logits.dtype))
     if mask is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
     if mask.shape != targets.shape or mask.dtype != jnp.bool_:

@@ -1,0 +1,84 @@
+"""Streams, padding and vocabularies against pictures drawn by hand."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lstm_jax import data
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "window"),
+    [(10, 2, 2), (101, 3, 7), (64, 1, 63), (50, 7, 3)],
+)
+def test_stream_batches_lays_out_parallel_streams(count, batch_size, window):
+    tokens = np.random.default_rng(0).permutation(count)
+    batches = list(data.stream_batches(tokens, batch_size, window))
+    row = count // batch_size
+    assert len(batches) == (row - 1) // window
+    for n, (inputs, targets) in enumerate(batches):
+        assert inputs.shape == targets.shape == (batch_size, window)
+        for b in range(batch_size):
+            for t in range(window):
+                place = b * row + n * window + t
+                assert inputs[b, t] == tokens[place]
+                assert targets[b, t] == tokens[place + 1]
+    left_over = count - batch_size * len(batches) * window
+    assert left_over < batch_size * (window + 1) + 1
+
+
+def test_stream_batches_refuses_too_few_tokens():
+    words = "tokens: expected at least batch_size * (window + 1) = 2 * 6 = 12, got 11."
+    with pytest.raises(ValueError, match=re.escape(words)):
+        data.stream_batches(np.arange(11), 2, 5)
+    assert len(list(data.stream_batches(np.arange(12), 2, 5))) == 1
+
+
+@pytest.mark.parametrize("length", [None, 9])
+def test_pad_sequences_keeps_everything(length):
+    rng = np.random.default_rng(0)
+    sequences = [rng.random((t, 3)).astype(np.float32) for t in (4, 0, 7, 1)]
+    xs, lengths = data.pad_sequences(sequences, length=length)
+    assert xs.shape == (4, length or 7, 3) and xs.dtype == np.float32
+    assert lengths.tolist() == [4, 0, 7, 1]
+    for row, sequence in zip(xs, sequences, strict=True):
+        np.testing.assert_array_equal(row[: len(sequence)], sequence)
+        assert not row[len(sequence) :].any()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: data.pad_sequences([]), "sequences: expected at least one, got none."),
+        (
+            lambda: data.pad_sequences([np.ones((2, 3)), np.ones((2, 4))]),
+            "sequences[1]: expected shape ['T', 3] and dtype float64, as sequences[0] "
+            "has, got [2, 4] and float64.",
+        ),
+        (
+            lambda: data.pad_sequences([np.ones(5)], length=4),
+            "length: expected at least 5, the longest sequence, got 4.",
+        ),
+        (
+            lambda: data.Vocabulary("aba"),
+            "characters: expected every character once, got 'aba'.",
+        ),
+        (
+            lambda: data.Vocabulary.of("ab").encode("abc"),
+            "text: not in the vocabulary: 'c'.",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
+
+
+def test_vocabulary_round_trip():
+    text = "Grüße, 世界!\n\tende"
+    vocabulary = data.Vocabulary.of(text)
+    tokens = vocabulary.encode(text)
+    assert tokens.dtype == np.int32 and len(vocabulary) == len(set(text))
+    assert vocabulary.decode(tokens) == text
+    assert sorted(set(tokens.tolist())) == list(range(len(vocabulary)))
