@@ -63,7 +63,7 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> TrainS
         ...     carry, ys = model.apply(params, batch, carry, key=key)
         ...     loss = jnp.mean(ys**2)
         ...     return loss, (carry, {"loss": loss})
-        >>> params, tx = model.init(jax.random.key(0)), optax.adam(1e-3)
+        >>> params, tx = model.init(jax.random.key(0)), optax.sgd(1e-3)
         >>> state = training.create(params, tx, model.zero_state((2,)))
         >>> train_step = training.make_train_step(loss_fn, tx)
         >>> state, metrics = train_step(state, jnp.ones((2, 7, 3)), jax.random.key(1))
