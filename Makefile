@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TESTS ?= tests lstm_jax
 
 .PHONY: train test peers bench lint clean
 
@@ -10,7 +11,7 @@ train: $(VENV)/examples.stamp
 	$(BIN)/python examples/char_lm.py
 
 test: $(VENV)/tests.stamp
-	$(BIN)/python -m pytest -n 2 tests lstm_jax --ignore=tests/peers $(PYTEST)
+	$(BIN)/python -m pytest -n 2 $(TESTS) --ignore=tests/peers $(PYTEST)
 
 # Parity with PyTorch and Keras, and their examples.
 peers: $(VENV)/tests.stamp $(VENV)/peers.stamp

@@ -159,13 +159,13 @@ def _check_params_type(params: Any) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _params_template(cell: Any) -> Any:
-    return jax.eval_shape(cell.init, jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)
+    return jax.eval_shape(cell.init, key)
 
 
 def check_params(cell: Any, params: Any, name: str = "params") -> None:
     """Checks a cell's parameters against those that it would make itself."""
-    with jax.ensure_compile_time_eval():
-        template = _params_template(cell)
+    template = _params_template(cell)
     if isinstance(template, LSTMParams):
         _check_params_type(params)
     expected, structure = jax.tree.flatten_with_path(template)

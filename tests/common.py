@@ -57,6 +57,17 @@ def random_state(cell, seed, batch_shape, dtype="float32"):
     )
 
 
+def value_and_pullback(function, args, cotangents):
+    """A function's value and the gradients for ``cotangents``, in one program."""
+
+    @jax.jit
+    def both(args, cotangents):
+        out, pull = jax.vjp(function, *args)
+        return out, pull(cotangents)
+
+    return both(args, cotangents)
+
+
 def random_controls(seed, batch_shape, length, names):
     """Random lengths (0 and T among them where there is room), masks and resets."""
     rng = np.random.default_rng([seed, 7])

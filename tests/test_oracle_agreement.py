@@ -20,6 +20,7 @@ from tests.common import (
     random_like,
     random_params,
     random_state,
+    value_and_pullback,
 )
 
 IMPLEMENTATIONS = [
@@ -60,9 +61,9 @@ def run_both(cell, B, T, names, *, reverse, dtype, seed=0, **options):
             **options,
         )
 
-    out, pull = jax.vjp(run, params, xs, state, reset_state)
-    cotangents = random_like(seed, out)
-    grads = pull(cotangents)
+    args = (params, xs, state, reset_state)
+    cotangents = random_like(seed, jax.eval_shape(run, *args))
+    out, grads = value_and_pullback(run, args, cotangents)
 
     layer = oracle.Layer(fields(params), reverse=reverse)
     ys, _, h, c = layer.forward(

@@ -19,6 +19,7 @@ from tests.common import (
     random_like,
     random_params,
     random_state,
+    value_and_pullback,
 )
 
 CELLS = cell_cases()
@@ -129,42 +130,24 @@ def test_vmap_agrees_with_a_loop(axes, jitted, reverse):
     run, args = case(CELLS["projection"], reverse=reverse)
     if jitted:
         run = jax.jit(run)
+
+    def spread(arg, axis):
+        return jnp.stack([arg, arg * 0.5, -arg], axis)
+
+    def one_by_one(*many):
+        picked = (pick(many, axes, n) for n in range(3))
+        return jax.tree.map(lambda *ys: jnp.stack(ys), *(run(*one) for one in picked))
+
     many = tuple(
-        arg
-        if axis is None
-        else jax.tree.map(
-            lambda leaf: jnp.stack([leaf, leaf * 0.5, -leaf], axis),
-            arg,
-        )
+        arg if axis is None else jax.tree.map(lambda leaf: spread(leaf, axis), arg)
         for arg, axis in zip(args, axes, strict=True)
     )
-
-    def pick(n):
-        return tuple(
-            arg
-            if axis is None
-            else jax.tree.map(
-                lambda leaf: jnp.take(leaf, n, axis),
-                arg,
-            )
-            for arg, axis in zip(many, axes, strict=True)
-        )
-
-    stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    actual = jax.vmap(run, axes)(*many)
-    assert_close(actual, stack([run(*pick(n)) for n in range(3)]))
-
-    cotangents = random_like(6, actual)
-    grads = jax.vjp(jax.vmap(run, axes), *many)[1](cotangents)
-    total = jax.tree.map(jnp.zeros_like, grads)
-    for n in range(3):
-        one = jax.tree.map(lambda leaf: leaf[n], cotangents)
-        pull = jax.vjp(lambda *many: run(*pick_from(many, axes, n)), *many)[1]
-        total = jax.tree.map(jnp.add, total, pull(one))
-    assert_close(grads, total)
+    cotangents = random_like(6, jax.eval_shape(one_by_one, *many))
+    actual = value_and_pullback(jax.vmap(run, axes), many, cotangents)
+    assert_close(actual, value_and_pullback(one_by_one, many, cotangents))
 
 
-def pick_from(many, axes, n):
+def pick(many, axes, n):
     return tuple(
         arg if axis is None else jax.tree.map(lambda leaf: jnp.take(leaf, n, axis), arg)
         for arg, axis in zip(many, axes, strict=True)
@@ -220,12 +203,12 @@ def test_shard_map_over_two_devices_agrees(bidirectional):
         out_specs=P("data"),
     )
     args = (params, xs, controls["lengths"], controls["reset"])
-    assert len(sharded(*args).sharding.device_set) == 2
-    assert_close(sharded(*args), run(*args))
-    total = lambda run: jax.grad(
-        lambda p, x: jnp.sum(run(p, x, *args[2:]) ** 2), (0, 1)
-    )
-    assert_close(total(sharded)(params, xs), total(run)(params, xs))
+    assert len(jax.jit(sharded)(*args).sharding.device_set) == 2
+    cotangents = normal(5, (B, T, model.output_size))
+    with_controls = lambda run: lambda p, x: run(p, x, *args[2:])
+    actual = value_and_pullback(with_controls(sharded), args[:2], cotangents)
+    expected = value_and_pullback(with_controls(run), args[:2], cotangents)
+    assert_close(actual, expected)
 
 
 def test_sharded_inputs_agree():
