@@ -266,9 +266,8 @@ class Log:
 def windows(tokens, config):
     """Endless windows, each with whether the text begins anew before it."""
     while True:
-        for n, batch in enumerate(
-            data.stream_batches(tokens, config.batch_size, config.window)
-        ):
+        batches = data.stream_batches(tokens, config.batch_size, config.window)
+        for n, batch in enumerate(batches):
             yield batch, n == 0
 
 
@@ -283,31 +282,35 @@ def optimizer(config):
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(schedule))
 
 
+def evaluator(model, text):
+    """A function from parameters to the loss on a text, read as one stream."""
+    tokens = model.vocabulary.encode(text)
+    batch = jnp.asarray(tokens[None, :-1]), jnp.asarray(tokens[None, 1:])
+    loss = jax.jit(lambda params: model.loss(params, None, batch)[0])
+    return lambda params: float(loss(params))
+
+
 def train(config):
     text = read_text(config.text)
     train_text, held_out = split_text(text, config)
     model = build(config, data.Vocabulary.of(text))
     prompt = config.prompt or text[0]
     model.vocabulary.encode(prompt)
+    batches = windows(model.vocabulary.encode(train_text), config)
     key = jax.random.key(config.seed)
-    params = model.init(key)
+    params, tx = model.init(key), optimizer(config)
     print(
         f"{len(text):,} characters, {len(model.vocabulary)} different; "
         f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters; "
         f"{config.steps} steps of {config.batch_size} x {config.window} characters"
     )
 
-    tx = optimizer(config)
     zeros = model.lstm.zero_state((config.batch_size,))
     state = training.create(params, tx, zeros)
     train_step = training.make_train_step(model.loss, tx)
-    evaluate = jax.jit(lambda params, batch: model.loss(params, None, batch)[0])
-    tokens = model.vocabulary.encode(held_out)
-    unseen = jnp.asarray(tokens[None, :-1]), jnp.asarray(tokens[None, 1:])
-
+    evaluate = evaluator(model, held_out)
     log, stop = Log(config), Stop()
     losses, since = [], time.perf_counter()
-    batches = windows(model.vocabulary.encode(train_text), config)
 
     def write(title, length):
         characters = model.stream(
@@ -328,7 +331,7 @@ def train(config):
             pause = last or step % config.sample_every == 0
             if pause or step % config.log_every == 0:
                 speed = batch[0].size * len(losses) / (time.perf_counter() - since)
-                validation = float(evaluate(state.params, unseen)) if pause else None
+                validation = evaluate(state.params) if pause else None
                 log.row(step, sum(losses) / len(losses), speed, validation)
                 losses = []
                 if pause and not last:
@@ -360,13 +363,8 @@ def save(config, model, params, rows):
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([row.step for row in rows], [row.loss for row in rows], label="training")
-    rows = [row for row in rows if row.held_out is not None]
-    axes.plot(
-        [row.step for row in rows],
-        [row.held_out for row in rows],
-        "o-",
-        label="held out",
-    )
+    held_out = [(row.step, row.held_out) for row in rows if row.held_out is not None]
+    axes.plot(*zip(*held_out, strict=True), "o-", label="held out")
     axes.set(xlabel="step", ylabel="loss (nats per character)", title="Character model")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -394,12 +392,15 @@ def sample(config):
 
 
 def check(config):
-    for name in ("temperature", "length", "steps", "log_every", "sample_every", "clip"):
+    positive = "temperature length batch_size window steps log_every sample_every clip"
+    for name in positive.split():
         if getattr(config, name) <= 0:
             option = name.replace("_", "-")
             raise ValueError(
                 f"--{option}: expected above 0, got {getattr(config, name)}."
             )
+    if config.warmup < 0:
+        raise ValueError(f"--warmup: expected at least 0, got {config.warmup}.")
     if not 0 < config.validation < 1:
         raise ValueError(f"--validation: expected in (0, 1), got {config.validation}.")
 

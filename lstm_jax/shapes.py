@@ -7,6 +7,7 @@ wrong, what was expected in letters and numbers, what came, and the likely mista
 from __future__ import annotations
 
 import functools
+import numbers
 from typing import Any
 
 import chex
@@ -65,6 +66,10 @@ def check_positive(name: str, size: Any) -> None:
 
 def check_rate(name: str, rate: float) -> None:
     """Checks the rate of a dropout."""
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+        raise TypeError(
+            f"{name}: expected a number, got {rate!r} of type {type(rate).__name__}."
+        )
     if not 0 <= rate < 1:
         raise ValueError(f"{name}: expected a rate in [0, 1), got {rate}.")
 

@@ -91,6 +91,8 @@ def test_bad_input_is_refused_in_one_line(folder, tmp_path):
         ("--text", short): "--text: expected at least 2145 characters",
         ("--text", tmp_path / "none"): f"--text: {tmp_path / 'none'} is no file.",
         ("--temperature", 0): "--temperature: expected above 0, got 0.0.",
+        ("--batch-size", 0): "--batch-size: expected above 0, got 0.",
+        ("--warmup", -1): "--warmup: expected at least 0, got -1.",
         ("--validation", 1): "--validation: expected in (0, 1), got 1.0.",
         ("--sample", tmp_path): "model.json is not there; is this what --out was?",
         ("--sample", folder / "out", "--prompt", "X"): "not in the vocabulary: 'X'.",

@@ -68,6 +68,14 @@ def test_pad_sequences_keeps_everything(length):
             lambda: data.Vocabulary.of("ab").encode("abc"),
             "text: not in the vocabulary: 'c'.",
         ),
+        (
+            lambda: data.stream_batches(np.arange(9), 0, 2),
+            "batch_size: expected at least 1, got 0.",
+        ),
+        (
+            lambda: data.stream_batches(np.arange(9), 2, 0),
+            "window: expected at least 1, got 0.",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words):

@@ -321,6 +321,11 @@ CASES = {
         ValueError,
         "dropout: expected a rate in [0, 1), got 1.0.",
     ),
+    "dropout is no number": (
+        lambda: lj.LSTM(3, 4, dropout="0.5"),
+        TypeError,
+        "dropout: expected a number, got '0.5' of type str.",
+    ),
     "merge is unknown": (
         lambda: lj.LSTM(3, 4, merge="ave"),
         ValueError,

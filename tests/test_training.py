@@ -135,6 +135,11 @@ def test_cross_entropy_refuses_what_does_not_fit(call, words):
         call()
 
 
+def test_cross_entropy_refuses_targets_that_are_no_integers():
+    with pytest.raises(TypeError, match="targets: expected an integer dtype, got fl"):
+        training.cross_entropy(jnp.ones((2, 3)), jnp.ones(2))
+
+
 def test_load_weights_refuses_what_does_not_fit(tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):

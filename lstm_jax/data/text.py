@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from lstm_jax import shapes
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
@@ -89,7 +91,9 @@ def stream_batches(
         ``(inputs, targets)``, ``[B, T]`` each.
 
     Raises:
-        ValueError: if there are too few tokens for one batch.
+        ValueError: if there are too few tokens for one batch, or a size is not
+            positive.
+        TypeError: if a size is not an integer.
 
     Example:
         >>> import numpy as np
@@ -98,6 +102,8 @@ def stream_batches(
         >>> inputs.tolist(), targets.tolist()
         ([[0, 1], [5, 6]], [[1, 2], [6, 7]])
     """
+    shapes.check_positive("batch_size", batch_size)
+    shapes.check_positive("window", window)
     row = len(tokens) // batch_size
     windows = (row - 1) // window
     if windows < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
+from lstm_jax import shapes
 from lstm_jax.cell import accumulation_dtype
 from lstm_jax.types import Array
 
@@ -27,12 +28,17 @@ def cross_entropy(logits: Array, targets: Array, mask: Array | None = None) -> A
         >>> from lstm_jax.training import cross_entropy
         >>> float(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])))  # log 4
         1.3862943649291992
+
+    Raises:
+        ValueError: if a shape does not fit, or ``mask`` is not bool.
+        TypeError: if ``targets`` are not integers.
     """
     if logits.shape[:-1] != targets.shape:
         raise ValueError(
             f"targets: expected shape {list(logits.shape[:-1])}, the leading axes of "
             f"logits, got {list(targets.shape)}."
         )
+    shapes.check_array("targets", targets, jnp.integer)
     logits = logits.astype(accumulation_dtype(logits.dtype))
     if mask is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
