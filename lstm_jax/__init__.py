@@ -2,25 +2,39 @@
 
 from lstm_jax import convert as convert
 from lstm_jax.cell import LSTMCell as LSTMCell
+from lstm_jax.convlstm import ConvLSTMCell as ConvLSTMCell
 from lstm_jax.layers import LSTM as LSTM
 from lstm_jax.loop import implementations as implementations
+from lstm_jax.regularization import Regularized as Regularized
+from lstm_jax.regularization import embedding_dropout as embedding_dropout
 from lstm_jax.sequence import lstm as lstm
 from lstm_jax.sequence import resolve_implementation as resolve_implementation
 from lstm_jax.sequence import scan as scan
 from lstm_jax.sequence import scan_states as scan_states
+from lstm_jax.slstm import SLSTMCell as SLSTMCell
+from lstm_jax.slstm import SLSTMState as SLSTMState
+from lstm_jax.stack import Stack as Stack
 from lstm_jax.types import Directions as Directions
 from lstm_jax.types import LSTMParams as LSTMParams
 from lstm_jax.types import LSTMState as LSTMState
+from lstm_jax.variants import GateState as GateState
 
 __version__ = "0.1.0"
 
 __all__ = (
     "LSTM",
+    "ConvLSTMCell",
     "Directions",
+    "GateState",
     "LSTMCell",
     "LSTMParams",
     "LSTMState",
+    "Regularized",
+    "SLSTMCell",
+    "SLSTMState",
+    "Stack",
     "convert",
+    "embedding_dropout",
     "implementations",
     "lstm",
     "resolve_implementation",

@@ -1,48 +1,62 @@
-"""The standard LSTM cell: the definition of one step."""
+"""The LSTM cell: the definition of one step."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from lstm_jax import shapes
-from lstm_jax.types import Array, LSTMParams, LSTMState
+from lstm_jax import options, shapes, variants
+from lstm_jax.products import accumulation_dtype, as_last_axes, heads_matmul, matmul
+from lstm_jax.types import Array, LSTMParams, LSTMState, PyTree
 
 Initializer = Callable[..., Array]
+Activation = Callable[[Array], Array]
 
 GLOROT_UNIFORM = initializers.glorot_uniform()
 ORTHOGONAL = initializers.orthogonal()
 
 
-def accumulation_dtype(dtype: Any) -> jnp.dtype:
-    """The dtype in which products of ``dtype`` are summed: float32 or wider."""
-    return jnp.dtype(jnp.float64 if jnp.dtype(dtype).itemsize > 4 else jnp.float32)
+class OneStep:
+    """Calls a cell of the protocol for one step."""
 
+    def __call__(
+        self: Any, params: PyTree, state: PyTree, x: Array
+    ) -> tuple[PyTree, PyTree]:
+        """Takes one step.
 
-def matmul(x: Array, kernel: Array) -> Array:
-    """``x @ kernel``, accumulated in float32 or wider, over any leading axes of ``x``.
+        Shapes:
+            ``x`` is ``[*batch, *input_shape]``, of an LSTM ``[*batch, I]``, and
+            ``state`` as from :meth:`zero_state`.
 
-    The leading axes are made one first: the product's transpose, a weight gradient, is
-    then one plain matrix product, which XLA:CPU runs 1.6 times as fast as a contraction
-    over several axes.
-    """
-    *leading, size = x.shape
-    rows = x.reshape(math.prod(leading), size).astype(kernel.dtype)
-    out = jnp.matmul(
-        rows, kernel, preferred_element_type=accumulation_dtype(kernel.dtype)
-    )
-    return out.reshape(*leading, kernel.shape[1])
+        Args:
+            params: as from :meth:`init`.
+            state: the state before the step.
+            x: the input of the step.
+
+        Returns:
+            ``(state, y)``: the state after the step, and the output, which is its h.
+
+        Raises:
+            TypeError: if ``state`` is of another type than the cell's, or a dtype is
+                wrong.
+            ValueError: if a shape is wrong.
+        """
+        shapes.check_params(self, params)
+        batch_shape = shapes.check_step_input(self, x)
+        state = shapes.conform_state(self, "state", state, params, batch_shape, x.dtype)
+        return step(self, params, state, x)
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMCell:
-    r"""One step of the standard LSTM, as a description that holds no arrays.
+class LSTMCell(OneStep):
+    r"""One step of an LSTM, as a description that holds no arrays.
+
+    By default it is the standard one:
 
     .. math::
         i, f, g, o &= \sigma, \sigma, \tanh, \sigma
@@ -64,10 +78,34 @@ class LSTMCell:
         dtype: the compute dtype; None to compute in the dtype of the inputs. Products
             accumulate in float32 or wider, and so is c carried.
         param_dtype: dtype of new parameters.
+        peephole: whether the gates see the cell state, i and f the one before the step
+            and o the one after it (Gers and Schmidhuber 2000).
+        variant: one change of the equations by its name in "A Search Space Odyssey":
+            "NIG", "NFG", "NOG" for no input, forget or output gate (it is 1), "CIFG"
+            for coupled gates (f is 1 - i), "NIAF", "NOAF" for no candidate or output
+            activation, "FGR" for full gate recurrence (i, f and o also see i, f and o
+            of the step before; the state is then a ``GateState``), "NP" or None for
+            none. The paper's cells all have peepholes but NP: pass ``peephole=True``
+            for those.
+        layer_norm: "haste" for ``LN(x W) + LN(h R) + b`` with a scale each, and
+            ``h = o * act(LN(c))`` with scale and shift, as Haste computes it; "ba" for
+            the same with a shift at each, as Ba et al. write it (arXiv:1607.06450). All
+            gates are normalised together, with epsilon 1e-5.
+        gate_activation: of i, f and o; Keras's ``recurrent_activation``. Its hard
+            sigmoid is ``jax.nn.hard_sigmoid``.
+        candidate_activation: of g.
+        output_activation: of c on the way to h.
+        clip: pre-activations are clipped to [-clip, clip], as in ONNX.
+        cell_clip: the same of c, before it is put out and handed on.
+        num_heads: N, into how many blocks the recurrent kernel is divided: units see
+            only those of their own head.
+        learn_initial_state: whether the parameters hold the state that sequences start
+            from and resets go back to; it starts at zeros.
 
     Raises:
-        ValueError: if a size is not positive, or P is not smaller than H.
-        TypeError: if a size is not an integer, or a dtype is not a floating one.
+        ValueError: if a size is not positive, P is not smaller than H, or an option is
+            out of its range.
+        TypeError: if an option has the wrong type.
 
     Example:
         >>> import jax, jax.numpy as jnp, lstm_jax as lj
@@ -80,7 +118,8 @@ class LSTMCell:
     References:
         Hochreiter and Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735; with the forget
         gate of Gers et al. 2000, doi:10.1162/089976600300015015. Projection: Sak et al.
-        2014, arXiv:1402.1128.
+        2014, arXiv:1402.1128. Variants: Greff et al. 2015, arXiv:1503.04069. Haste:
+        github.com/lmnt-com/haste.
     """
 
     input_size: int
@@ -95,21 +134,52 @@ class LSTMCell:
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
-    input_ndim: ClassVar[int] = 1
-    additive: ClassVar[bool] = True
+    peephole: bool = False
+    variant: str | None = None
+    layer_norm: str | None = None
+    gate_activation: Activation = jax.nn.sigmoid
+    candidate_activation: Activation = jnp.tanh
+    output_activation: Activation = jnp.tanh
+    clip: float | None = None
+    cell_clip: float | None = None
+    num_heads: int = 1
+    learn_initial_state: bool = False
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        shapes.check_cell_options(self)
+        options.check_sizes(self)
+        options.check_heads(self.num_heads, hidden_size=self.hidden_size)
+        options.check_heads(self.num_heads, proj_size=self.output_size)
+        variants.check_options(self)
+        if self.variant == "NP":
+            object.__setattr__(self, "variant", None)
+
+    @property
+    def input_shape(self) -> tuple[int]:
+        """The shape of one input: ``(I,)``."""
+        return (self.input_size,)
 
     @property
     def output_size(self) -> int:
         """P: the size of h and of one output."""
         return self.hidden_size if self.proj_size is None else self.proj_size
 
+    @property
+    def standard(self) -> bool:
+        """Whether the steps are those of the standard LSTM, which has fast kernels."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return all(getattr(self, name) == defaults[name] for name in _CHANGES_STEPS)
+
+    @property
+    def additive(self) -> bool:
+        """Whether a step depends on inputs and state through their sum alone."""
+        return self.layer_norm is None
+
     @classmethod
     def for_params(cls, params: LSTMParams) -> LSTMCell:
-        """Returns the standard cell whose parameters have the shapes of ``params``.
+        """Returns the cell whose parameters have the shapes of ``params``.
+
+        It is the standard one, with peepholes and a learned start if they are there.
 
         Raises:
             TypeError: if ``params`` is not an :class:`LSTMParams`.
@@ -121,6 +191,8 @@ class LSTMCell:
             hidden_size,
             proj_size=proj_size,
             use_bias=params.bias is not None,
+            peephole=params.peephole is not None,
+            learn_initial_state=params.initial_h is not None,
         )
         shapes.check_params(cell, params)
         return cell
@@ -129,33 +201,65 @@ class LSTMCell:
         """Returns new parameters, in ``param_dtype``.
 
         The defaults are Keras's: kernel Glorot uniform, recurrent kernel orthogonal,
-        bias 0 and 1 for the forget gate. Values are drawn in float32 or wider and then
-        cast, since an orthogonal matrix made in bfloat16 is not orthogonal.
+        bias 0 and 1 for the forget gate. Peepholes, shifts and a learned start are 0,
+        scales 1. Values are drawn in float32 or wider and then cast, since an
+        orthogonal matrix made in bfloat16 is not orthogonal.
         """
-        kernel_key, recurrent_key, bias_key, projection_key = jax.random.split(key, 4)
+        keys = jax.random.split(key, 4)
+        kernel_key, recurrent_key, bias_key, projection_key = keys
         dtype = accumulation_dtype(self.param_dtype)
-        gates = 4 * self.hidden_size
-        bias = projection_kernel = None
-        if self.use_bias:
-            bias = self.bias_init(bias_key, (gates,), dtype)
-            forget = slice(self.hidden_size, 2 * self.hidden_size)
-            bias = bias.at[forget].add(self.forget_bias)
+        columns = len(variants.gates_of(self.variant)) * self.hidden_size
+        projection_kernel = None
         if self.proj_size is not None:
             shape = (self.hidden_size, self.proj_size)
             projection_kernel = self.kernel_init(projection_key, shape, dtype)
         params = LSTMParams(
-            kernel=self.kernel_init(kernel_key, (self.input_size, gates), dtype),
-            recurrent_kernel=self.recurrent_init(
-                recurrent_key, (self.output_size, gates), dtype
+            kernel=self.kernel_init(kernel_key, (self.input_size, columns), dtype),
+            recurrent_kernel=init_recurrent(
+                self.recurrent_init,
+                recurrent_key,
+                (self.output_size, columns),
+                self.num_heads,
+                dtype,
             ),
-            bias=bias,
+            bias=self._init_bias(bias_key, columns, dtype),
             projection_kernel=projection_kernel,
+            **self._init_options(jax.random.fold_in(recurrent_key, 1), columns, dtype),
         )
         return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), params)
 
-    def zero_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: Any = None
-    ) -> LSTMState:
+    def _init_bias(self, key: Array, columns: int, dtype: Any) -> Array | None:
+        if not self.use_bias:
+            return None
+        bias = self.bias_init(key, (columns,), dtype)
+        gates = variants.gates_of(self.variant)
+        if "f" not in gates:
+            return bias
+        start = gates.index("f") * self.hidden_size
+        return bias.at[start : start + self.hidden_size].add(self.forget_bias)
+
+    def _init_options(self, key: Array, columns: int, dtype: Any) -> dict[str, Array]:
+        """The parameters that the standard cell has not."""
+        hidden, extra = self.hidden_size, {}
+        if self.peephole:
+            rows = len(variants.peephole_gates(self.variant))
+            extra["peephole"] = jnp.zeros((rows, hidden), dtype)
+        if self.variant == "FGR":
+            shape = (3 * hidden, 3 * hidden)
+            extra["gate_kernel"] = self.recurrent_init(key, shape, dtype)
+        if self.layer_norm is not None:
+            extra["norm_scale"] = jnp.ones((2, columns), dtype)
+            extra["cell_norm"] = jnp.stack(
+                [jnp.ones(hidden, dtype), jnp.zeros(hidden, dtype)]
+            )
+        if self.layer_norm == "ba":
+            extra["norm_shift"] = jnp.zeros((2, columns), dtype)
+        if self.learn_initial_state:
+            extra["initial_h"] = jnp.zeros(self.output_size, dtype)
+            extra["initial_c"] = jnp.zeros(hidden, dtype)
+        return extra
+
+    def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
         """Returns the state of zeros for a batch of shape ``batch_shape``.
 
         Args:
@@ -165,61 +269,96 @@ class LSTMCell:
         """
         if dtype is None:
             dtype = jnp.float32 if self.dtype is None else self.dtype
-        batch_shape = shapes.check_batch_shape(batch_shape)
-        return LSTMState(
-            h=jnp.zeros((*batch_shape, self.output_size), dtype),
-            c=jnp.zeros((*batch_shape, self.hidden_size), accumulation_dtype(dtype)),
-        )
+        batch_shape, wide = shapes.check_batch_shape(batch_shape), accumulation_dtype
+        h = jnp.zeros((*batch_shape, self.output_size), dtype)
+        c = jnp.zeros((*batch_shape, self.hidden_size), wide(dtype))
+        if self.variant != "FGR":
+            return LSTMState(h, c)
+        gates = jnp.zeros((*batch_shape, 3 * self.hidden_size), c.dtype)
+        return variants.GateState(h, c, gates)
+
+    def initial_state(
+        self, params: LSTMParams, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> Any:
+        """Returns the state that sequences start from: the learned one, or zeros."""
+        state = self.zero_state(batch_shape, dtype)
+        return start_from(params, state) if self.learn_initial_state else state
 
     def project(self, params: LSTMParams, xs: Array) -> Array:
-        """Returns ``xs @ kernel + bias``, ``[..., 4H]``."""
-        zs = matmul(xs, params.kernel)
-        if params.bias is None:
-            return zs
-        bias = params.bias.astype(zs.dtype)
-        return zs + jnp.expand_dims(bias, tuple(range(zs.ndim - 1)))
+        """Returns ``xs @ kernel + bias``, ``[..., 4H]``, the product normalised."""
+        zs = variants.normalise(params, 0, matmul(xs, params.kernel))
+        return zs if params.bias is None else zs + as_last_axes(params.bias, zs)
 
-    def recur(self, params: LSTMParams, state: LSTMState) -> Array:
+    def recur(self, params: LSTMParams, state: Any) -> Array:
         """Returns ``h @ recurrent_kernel``, ``[..., 4H]``."""
-        return matmul(state.h, params.recurrent_kernel)
+        if self.num_heads > 1:
+            gates = len(variants.gates_of(self.variant))
+            r = heads_matmul(state.h, params.recurrent_kernel, gates)
+        else:
+            r = matmul(state.h, params.recurrent_kernel)
+        if self.variant == "FGR":
+            r = r + variants.recur_gates(params.gate_kernel, state.gates)
+        return r
 
     def update(
-        self, params: LSTMParams, state: LSTMState, z: Array, r: Array
-    ) -> tuple[LSTMState, Array]:
-        """Returns ``(state, y)`` from the pre-activations ``z + r``, ``[..., 4H]``."""
+        self, params: LSTMParams, state: Any, z: Array, r: Array
+    ) -> tuple[Any, Array]:
+        """Returns ``(state, y)`` from what inputs and state contribute."""
+        if not self.standard:
+            return self._update_variant(params, state, z, r)
         i, f, g, o = jnp.split(z + r, 4, axis=-1)
         c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        h = h.astype(state.h.dtype)
-        if params.projection_kernel is not None:
-            h = matmul(h, params.projection_kernel).astype(state.h.dtype)
+        h = self._put_out(params, state, jax.nn.sigmoid(o) * jnp.tanh(c))
         return LSTMState(h, c), h
 
-    def __call__(
-        self, params: LSTMParams, state: LSTMState, x: Array
-    ) -> tuple[LSTMState, Array]:
-        """Takes one step.
+    def _update_variant(
+        self, params: LSTMParams, state: Any, z: Array, r: Array
+    ) -> tuple[Any, Array]:
+        h, c, gates = variants.update(self, params, state, z, r)
+        h = self._put_out(params, state, h)
+        if self.variant == "FGR":
+            gates = jnp.concatenate([gates[name] for name in "ifo"], axis=-1)
+            return variants.GateState(h, c, gates), h
+        return LSTMState(h, c), h
 
-        Shapes:
-            ``x`` is ``[*batch, I]``, ``state`` holds ``[*batch, P]`` and ``[*batch,
-            H]``.
+    def _put_out(self, params: LSTMParams, state: Any, h: Array) -> Array:
+        """Casts h to the dtype of the state and projects it."""
+        h = h.astype(state.h.dtype)
+        if params.projection_kernel is None:
+            return h
+        return matmul(h, params.projection_kernel).astype(state.h.dtype)
 
-        Args:
-            params: as from :meth:`init`.
-            state: the state before the step.
-            x: the input of the step.
 
-        Returns:
-            ``(state, y)``: the state after the step, and the output, which is its h.
+# The options of LSTMCell that make its steps other than the standard LSTM's.
+_CHANGES_STEPS = (
+    "peephole",
+    "variant",
+    "layer_norm",
+    "gate_activation",
+    "candidate_activation",
+    "output_activation",
+    "clip",
+    "cell_clip",
+    "num_heads",
+)
 
-        Raises:
-            TypeError: if ``state`` is not an :class:`LSTMState`, or a dtype is wrong.
-            ValueError: if a shape is wrong.
-        """
-        shapes.check_params(self, params)
-        shapes.check_step_input(self, x)
-        state = shapes.conform_state(self, "state", state, x.shape[:-1], x.dtype)
-        return _step(self, params, state, x)
+
+def init_recurrent(
+    initializer: Initializer, key: Array, shape: tuple[int, int], heads: int, dtype: Any
+) -> Array:
+    """A recurrent kernel: one matrix of ``shape``, or the blocks of its diagonal."""
+    if heads == 1:
+        return initializer(key, shape, dtype)
+    block = (shape[0] // heads, shape[1] // heads)
+    keys = jax.random.split(key, heads)
+    return jnp.stack([initializer(key, block, dtype) for key in keys])
+
+
+def start_from(params: Any, state: Any) -> Any:
+    """``state`` with the learned h and c in every row."""
+    h = jnp.broadcast_to(as_last_axes(params.initial_h, state.h), state.h.shape)
+    c = jnp.broadcast_to(as_last_axes(params.initial_c, state.c), state.c.shape)
+    return state._replace(h=h, c=c)
 
 
 def cast_params(params: Any, dtype: Any) -> Any:
@@ -228,10 +367,9 @@ def cast_params(params: Any, dtype: Any) -> Any:
 
 
 @jax.jit(static_argnames="cell")
-def _step(
-    cell: LSTMCell, params: LSTMParams, state: LSTMState, x: Array
-) -> tuple[LSTMState, Array]:
-    dtype = x.dtype if cell.dtype is None else cell.dtype
+def step(cell: Any, params: PyTree, state: PyTree, x: Array) -> tuple[PyTree, PyTree]:
+    """One step of any cell of the protocol, on checked arguments."""
+    dtype = x.dtype if getattr(cell, "dtype", None) is None else cell.dtype
     params = cast_params(params, dtype)
     z = cell.project(params, x.astype(dtype))
     return cell.update(params, state, z, cell.recur(params, state))

@@ -1,4 +1,4 @@
-"""Stacks of LSTM layers: directions, sizes, projection, dropout between layers."""
+"""Stacks of LSTM layers by their sizes and options."""
 
 from __future__ import annotations
 
@@ -10,47 +10,88 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from lstm_jax import loop, sequence, shapes
-from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Initializer, LSTMCell
-from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
+from lstm_jax import options, stack
+from lstm_jax.cell import (
+    GLOROT_UNIFORM,
+    ORTHOGONAL,
+    Activation,
+    Initializer,
+    LSTMCell,
+)
+from lstm_jax.regularization import RATES, Regularized
+from lstm_jax.slstm import SLSTMCell
+from lstm_jax.stack import Params as Params
+from lstm_jax.stack import State as State
 
-Params = tuple[Directions, ...]
-State = tuple[Directions, ...]
+Rate = float | tuple[float, ...]
 
-_MERGES = {
-    "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
-    "sum": jnp.add,
-    "mean": lambda a, b: (a + b) / 2,
-    "mul": jnp.multiply,
-}
+# The options of a stack that one layer may have otherwise than another.
+_EACH_LAYER = (
+    "hidden_size",
+    "variant",
+    "input_dropout",
+    "recurrent_dropout",
+    "drop_connect",
+    "zoneout_h",
+    "zoneout_c",
+)
+# The options that no cell has.
+_OF_THE_STACK = (
+    "input_size",
+    "num_layers",
+    "bidirectional",
+    "merge",
+    "dropout",
+    "residual",
+    "skip",
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTM:
+class LSTM(stack.Layers):
     """A stack of LSTM layers, as a description that holds no arrays.
+
+    An option marked "each" may be a tuple with one value for each layer.
 
     Args:
         input_size: I, features of one input.
-        hidden_size: H, units of every layer and direction; or a tuple with one for each
-            layer, which then says how many layers there are.
+        hidden_size: H, units of every layer and direction; each, and then the tuple
+            says how many layers there are.
         num_layers: L.
-        bidirectional: whether every layer also runs from the last step to the first. By
-            default the next layer then sees both outputs side by side, forward first.
-        merge: how the outputs of two directions become one: "concat", "sum", "mean" or
-            "mul".
-        dropout: rate of the elementwise, inverted dropout between layers, in [0, 1);
-            never after the last layer, and only where ``apply`` is given a key.
-        proj_size: P, the size that h is projected to; None for no projection.
-        use_bias: see :class:`LSTMCell`, as for the options that follow.
+        bidirectional: see :class:`Stack`, as for the options up to ``skip``. By default
+            the next layer sees both outputs side by side, forward first.
+        merge: see :class:`Stack`.
+        dropout: see :class:`Stack`.
+        residual: see :class:`Stack`.
+        skip: see :class:`Stack`.
+        input_dropout: see :class:`Regularized`, as for the rates that follow; each.
+        output_dropout: of the last layer's outputs.
+        recurrent_dropout: each.
+        drop_connect: each.
+        zoneout_h: each.
+        zoneout_c: each.
+        proj_size: see :class:`LSTMCell`, as for the options that follow.
+        use_bias: see :class:`LSTMCell`.
         forget_bias: see :class:`LSTMCell`.
         kernel_init: see :class:`LSTMCell`.
         recurrent_init: see :class:`LSTMCell`.
         bias_init: see :class:`LSTMCell`.
         dtype: see :class:`LSTMCell`.
         param_dtype: see :class:`LSTMCell`.
+        peephole: see :class:`LSTMCell`.
+        variant: see :class:`LSTMCell`; each. "sLSTM" makes an :class:`SLSTMCell` with
+            its own defaults, to which only the options that it has apply.
+        layer_norm: see :class:`LSTMCell`.
+        gate_activation: see :class:`LSTMCell`.
+        candidate_activation: see :class:`LSTMCell`.
+        output_activation: see :class:`LSTMCell`.
+        clip: see :class:`LSTMCell`.
+        cell_clip: see :class:`LSTMCell`.
+        num_heads: see :class:`LSTMCell`.
+        learn_initial_state: see :class:`LSTMCell`.
 
     Raises:
-        ValueError: if an option is out of its range.
+        ValueError: if an option is out of its range, or the cell has none such.
         TypeError: if an option has the wrong type.
 
     Example:
@@ -69,6 +110,14 @@ class LSTM:
     bidirectional: bool = False
     merge: str = "concat"
     dropout: float = 0.0
+    residual: bool = False
+    skip: bool = False
+    input_dropout: Rate = 0.0
+    output_dropout: float = 0.0
+    recurrent_dropout: Rate = 0.0
+    drop_connect: Rate = 0.0
+    zoneout_h: Rate = 0.0
+    zoneout_c: Rate = 0.0
     proj_size: int | None = None
     use_bias: bool = True
     forget_bias: float = 1.0
@@ -77,12 +126,20 @@ class LSTM:
     bias_init: Initializer = initializers.zeros
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    peephole: bool = False
+    variant: str | tuple[str | None, ...] | None = None
+    layer_norm: str | None = None
+    gate_activation: Activation = jax.nn.sigmoid
+    candidate_activation: Activation = jnp.tanh
+    output_activation: Activation = jnp.tanh
+    clip: float | None = None
+    cell_clip: float | None = None
+    num_heads: int = 1
+    learn_initial_state: bool = False
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        shapes.check_positive("num_layers", self.num_layers)
-        shapes.check_choice("merge", self.merge, tuple(_MERGES))
-        shapes.check_rate("dropout", self.dropout)
+        options.check_positive("num_layers", self.num_layers)
         if isinstance(self.hidden_size, (tuple, list)):
             layers = len(self.hidden_size)
             if self.num_layers not in (1, layers) or not layers:
@@ -90,261 +147,58 @@ class LSTM:
                     f"hidden_size: expected one size or L = {self.num_layers} of them, "
                     f"got {layers}: {self.hidden_size}."
                 )
-            object.__setattr__(self, "hidden_size", tuple(self.hidden_size))
             object.__setattr__(self, "num_layers", layers)
-        _ = self.cells
+        for name in _EACH_LAYER:
+            value = getattr(self, name)
+            if isinstance(value, (tuple, list)):
+                if len(value) != self.num_layers:
+                    raise ValueError(
+                        f"{name}: expected one value or L = {self.num_layers} of them, "
+                        f"got {len(value)}: {value}."
+                    )
+                object.__setattr__(self, name, tuple(value))
+        stack.check_options(self)
 
     @functools.cached_property
-    def cells(self) -> tuple[LSTMCell, ...]:
+    def cells(self) -> tuple[Any, ...]:
         """The cell of each layer, which both directions share."""
-        sizes = self.hidden_size
-        if not isinstance(sizes, tuple):
-            sizes = (sizes,) * self.num_layers
         cells, input_size = [], self.input_size
-        for hidden_size in sizes:
-            cell = LSTMCell(
-                input_size,
-                hidden_size,
-                proj_size=self.proj_size,
-                use_bias=self.use_bias,
-                forget_bias=self.forget_bias,
-                kernel_init=self.kernel_init,
-                recurrent_init=self.recurrent_init,
-                bias_init=self.bias_init,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-            )
+        for index in range(self.num_layers):
+            cell = self._cell(index, input_size)
             cells.append(cell)
             input_size = cell.output_size * self._widening
+            if self.skip:
+                input_size += self.input_size
         return tuple(cells)
 
-    @property
-    def output_size(self) -> int:
-        """The size of one output: D*P with "concat", else P."""
-        return self.cells[-1].output_size * self._widening
+    def _cell(self, index: int, input_size: int) -> Any:
+        """The cell of one layer, regularized if any rate is above 0."""
+        chosen, rates = {"input_size": input_size}, {}
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in _EACH_LAYER and isinstance(value, tuple):
+                value = value[index]
+            if name in RATES:
+                options.check_rate(name, value)
+                rates[name] = value
+            elif name not in _OF_THE_STACK and value != field.default:
+                chosen[name] = value
+        if index < self.num_layers - 1:
+            rates["output_dropout"] = 0.0
+        cell = _make_cell(chosen)
+        return Regularized(cell, **rates) if any(rates.values()) else cell
 
-    @property
-    def _widening(self) -> int:
-        return 2 if self.bidirectional and self.merge == "concat" else 1
 
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    def init(self, key: Array) -> Params:
-        """Returns new :class:`Directions` of :class:`LSTMParams` for each layer."""
-        shapes.check_key(key)
-        keys = jax.random.split(key, (self.num_layers, self._directions))
-        return tuple(
-            Directions(*(cell.init(key) for key in layer_keys))
-            for cell, layer_keys in zip(self.cells, keys, strict=True)
-        )
-
-    def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> State:
-        """Returns zeros: :class:`Directions` of :class:`LSTMState` for each layer.
-
-        Args:
-            batch_shape: the batch axes; ``()`` for none.
-            dtype: of every h; see :meth:`LSTMCell.zero_state`.
-        """
-        return tuple(
-            Directions(
-                *(cell.zero_state(batch_shape, dtype) for _ in range(self._directions))
-            )
-            for cell in self.cells
-        )
-
-    def apply(
-        self,
-        params: Params,
-        xs: Array,
-        state: State | None = None,
-        *,
-        lengths: Array | None = None,
-        mask: Array | None = None,
-        reset: Array | None = None,
-        key: Array | None = None,
-        time_major: bool = False,
-        checkpoint_every: int | None = None,
-        implementation: str | None = None,
-    ) -> tuple[State, Array]:
-        """Runs the stack over a sequence.
-
-        Shapes:
-            ``xs`` is ``[*batch, T, I]``, or ``[T, *batch, I]`` if ``time_major``;
-            ``ys`` has the same leading axes and ends in :attr:`output_size`.
-
-        Args:
-            params: as from :meth:`init`.
-            xs: the inputs.
-            state: as from :meth:`zero_state`, or as an earlier call returned it; zeros
-                if None.
-            lengths: see :func:`lstm_jax.scan`, as for mask and reset.
-            mask: see :func:`lstm_jax.scan`.
-            reset: see :func:`lstm_jax.scan`.
-            key: a random key turns dropout on; without one the model is deterministic.
-            time_major: whether the first axis is time.
-            checkpoint_every: see :func:`lstm_jax.scan`; of every layer.
-            implementation: see :func:`lstm_jax.scan`.
-
-        Returns:
-            ``(state, ys)``: the last state of every layer and direction, and the last
-            layer's outputs.
-
-        Raises:
-            ValueError: if a shape, a value of ``lengths`` or an option is wrong.
-            TypeError: if a type or dtype is wrong.
-        """
-        self.check_params(params)
-        batch_shape, length = sequence.check_arguments(
-            self.cells[0],
-            params[0].forward,
-            xs,
-            lengths,
-            mask,
-            reset,
-            time_major,
-            checkpoint_every,
-        )
-        if key is not None:
-            shapes.check_key(key)
-        xs = jnp.asarray(xs)
-        return _apply(
-            self,
-            params,
-            xs,
-            self._conform_state(state, batch_shape, xs.dtype, length),
-            lengths,
-            mask,
-            reset,
-            key,
-            time_major=time_major,
-            checkpoint_every=checkpoint_every,
-            implementation=loop.choose_implementation(implementation),
-        )
-
-    def step(self, params: Params, state: State, x: Array) -> tuple[State, Array]:
-        """Takes one step through the stack, for sampling and serving.
-
-        Shapes:
-            ``x`` is ``[*batch, I]`` and ``y`` ``[*batch, P]``.
-
-        Args:
-            params: as from :meth:`init`.
-            state: as from :meth:`zero_state`, :meth:`step` or :meth:`apply`.
-            x: the input of the step.
-
-        Returns:
-            ``(state, y)``: the state after the step and the last layer's output.
-
-        Raises:
-            ValueError: if the model is bidirectional, or a shape is wrong.
-            TypeError: if a type or dtype is wrong.
-        """
-        if self.bidirectional:
+def _make_cell(chosen: dict[str, Any]) -> Any:
+    """The cell of the kind that ``variant`` names, with the options ``chosen``."""
+    if chosen.get("variant") != "sLSTM":
+        return LSTMCell(**chosen)
+    del chosen["variant"]
+    known = {field.name for field in dataclasses.fields(SLSTMCell)}
+    for name, value in chosen.items():
+        if name not in known:
             raise ValueError(
-                "step: expected a one-directional model, got bidirectional=True. Its "
-                "backward half needs the whole sequence: use apply."
+                f"{name}: expected the default with variant='sLSTM', whose cell has no "
+                f"such option, got {value!r}."
             )
-        self.check_params(params)
-        shapes.check_step_input(self.cells[0], x)
-        x = jnp.asarray(x)
-        state = self._conform_state(state, x.shape[:-1], x.dtype)
-        return _step(self, params, state, x)
-
-    def check_params(self, params: Params) -> None:
-        """Raises ValueError or TypeError if ``params`` are not this model's."""
-        both = [self.bidirectional] * self.num_layers
-        shapes.check_layers("params", LSTMParams, params, both)
-        for index, (cell, layer) in enumerate(zip(self.cells, params, strict=True)):
-            for name, one in zip(layer._fields, layer, strict=True):
-                if one is not None:
-                    shapes.check_params(cell, one, f"params[{index}].{name}")
-
-    def _conform_state(
-        self,
-        state: State | None,
-        batch_shape: tuple[int, ...],
-        dtype: Any,
-        length: int | None = None,
-    ) -> State:
-        if state is None:
-            return self.zero_state(batch_shape, self.dtype or dtype)
-        both = [self.bidirectional] * self.num_layers
-        shapes.check_layers("state", LSTMState, state, both)
-
-        def conform(cell, name, one):
-            if one is None:
-                return None
-            return shapes.conform_state(cell, name, one, batch_shape, dtype, length)
-
-        return tuple(
-            Directions(
-                conform(cell, f"state[{index}].forward", layer.forward),
-                conform(cell, f"state[{index}].backward", layer.backward),
-            )
-            for index, (cell, layer) in enumerate(zip(self.cells, state, strict=True))
-        )
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "time_major", "checkpoint_every", "implementation"),
-)
-def _apply(
-    model, params, xs, state, lengths, mask, reset, key, *, time_major, **options
-):
-    if not time_major:
-        xs, mask, reset = jax.tree.map(
-            lambda leaf: jnp.moveaxis(leaf, xs.ndim - 2, 0), (xs, mask, reset)
-        )
-    new_state, ys = [], xs
-    for index, cell in enumerate(model.cells):
-        if index and key is not None and model.dropout:
-            ys = _dropout(jax.random.fold_in(key, index), model.dropout, ys)
-        steps = (ys, lengths, mask, reset)
-        after, ys = _layer(model, cell, params[index], steps, state[index], **options)
-        new_state.append(after)
-    if not time_major:
-        ys = jnp.moveaxis(ys, 0, ys.ndim - 2)
-    return tuple(new_state), ys
-
-
-def _layer(model, cell, params, steps, state, **options):
-    """One layer over time, in one direction or in two."""
-    xs, lengths, mask, reset = steps
-    afters, outputs = [], []
-    for direction in range(model._directions):
-        reset_state = None
-        if reset is not None:
-            reset_state = jax.tree.map(jnp.zeros_like, state[direction])
-        after, ys = loop.run(
-            cell,
-            params[direction],
-            xs,
-            state[direction],
-            lengths,
-            mask,
-            reset,
-            reset_state,
-            reverse=direction == 1,
-            **options,
-        )
-        afters.append(after)
-        outputs.append(ys)
-    ys = outputs[0] if len(outputs) == 1 else _MERGES[model.merge](*outputs)
-    return Directions(*afters), ys
-
-
-def _dropout(key: Array, rate: float, xs: Array) -> Array:
-    keep = jax.random.bernoulli(key, 1 - rate, xs.shape)
-    return jnp.where(keep, xs / (1 - rate), jnp.zeros_like(xs))
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _step(model, params, state, x):
-    after = []
-    for cell, layer_params, layer_state in zip(model.cells, params, state, strict=True):
-        new, x = cell(layer_params.forward, layer_state.forward, x)
-        after.append(Directions(new))
-    return tuple(after), x
+    return SLSTMCell(**chosen)

@@ -5,56 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
 from lstm_jax import layers
-from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Initializer, LSTMCell
+from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Activation, Initializer
 from lstm_jax.types import Array, Directions, LSTMParams
 
 
-class LSTM(nn.Module):
-    """A stack of LSTM layers, for Flax Linen.
-
-    The options are those of :class:`lstm_jax.LSTM`, and so are the errors they raise.
-    Parameters are found under ``layer_0/forward/kernel`` and so on.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from lstm_jax.linen import LSTM
-        >>> model, xs = LSTM(3, 5, num_layers=2), jnp.ones((2, 7, 3))
-        >>> variables = model.init(jax.random.key(0), xs)
-        >>> state, ys = model.apply(variables, xs, lengths=jnp.array([7, 4]))
-        >>> ys.shape, state[-1].forward.h.shape
-        ((2, 7, 5), (2, 5))
-    """
-
-    input_size: int
-    hidden_size: int | tuple[int, ...]
-    num_layers: int = 1
-    _: dataclasses.KW_ONLY
-    bidirectional: bool = False
-    merge: str = "concat"
-    dropout: float = 0.0
-    proj_size: int | None = None
-    use_bias: bool = True
-    forget_bias: float = 1.0
-    kernel_init: Initializer = GLOROT_UNIFORM
-    recurrent_init: Initializer = ORTHOGONAL
-    bias_init: Initializer = initializers.zeros
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-
-    def __post_init__(self) -> None:
-        """Checks the options."""
-        self.hidden_size = _describe(self).hidden_size
-        super().__post_init__()
-
-    @property
-    def model(self) -> layers.LSTM:
-        """The :class:`lstm_jax.LSTM` that the options describe."""
-        return _describe(self)
+class _Stack(nn.Module):
+    """What the modules below share: a subclass has the attribute ``model``."""
 
     def setup(self) -> None:
         """Declares one set of parameters for each layer and direction."""
@@ -64,14 +26,9 @@ class LSTM(nn.Module):
         ]
 
     @nn.nowrap
-    def _init_layer(self, key: Array, cell: LSTMCell) -> dict[str, dict[str, Array]]:
-        one = dataclasses.replace(
-            self.model,
-            input_size=cell.input_size,
-            hidden_size=cell.hidden_size,
-            num_layers=1,
-        )
-        return _as_dict(one.init(key)[0])
+    def _init_layer(self, key: Array, cell: Any) -> dict[str, dict[str, Array]]:
+        keys = jax.random.split(key, 2 if self.model.bidirectional else 1)
+        return _as_dict(Directions(*(cell.init(key) for key in keys)))
 
     def __call__(
         self,
@@ -83,7 +40,7 @@ class LSTM(nn.Module):
         reset: Array | None = None,
         deterministic: bool = True,
         time_major: bool = False,
-        checkpoint_every: int | None = None,
+        checkpoint_every: int | str | None = None,
         implementation: str | None = None,
     ) -> tuple[layers.State, Array]:
         """Runs the stack over a sequence; see :meth:`lstm_jax.LSTM.apply`.
@@ -94,7 +51,8 @@ class LSTM(nn.Module):
             lengths: see :meth:`lstm_jax.LSTM.apply`.
             mask: see :meth:`lstm_jax.LSTM.apply`.
             reset: see :meth:`lstm_jax.LSTM.apply`.
-            deterministic: False turns dropout on; pass ``rngs={"dropout": key}``.
+            deterministic: False turns dropout and all other noise on; pass
+                ``rngs={"dropout": key}``.
             time_major: see :meth:`lstm_jax.LSTM.apply`.
             checkpoint_every: see :meth:`lstm_jax.LSTM.apply`.
             implementation: see :meth:`lstm_jax.LSTM.apply`.
@@ -106,7 +64,9 @@ class LSTM(nn.Module):
             ValueError: see :meth:`lstm_jax.LSTM.apply`.
             TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
-        dropped = self.dropout and not deterministic
+        key = None
+        if self.model.noisy and not deterministic:
+            key = self.make_rng("dropout")
         return self.model.apply(
             self._params(),
             xs,
@@ -114,7 +74,7 @@ class LSTM(nn.Module):
             lengths=lengths,
             mask=mask,
             reset=reset,
-            key=self.make_rng("dropout") if dropped else None,
+            key=key,
             time_major=time_major,
             checkpoint_every=checkpoint_every,
             implementation=implementation,
@@ -137,6 +97,89 @@ class LSTM(nn.Module):
     @nn.nowrap
     def _params(self) -> layers.Params:
         return tuple(_from_dict(layer) for layer in self.layers)
+
+
+class Stack(_Stack):
+    """A stack of any cells whose parameters are ``LSTMParams``, for Flax Linen.
+
+    Args:
+        model: an :class:`lstm_jax.Stack` or :class:`lstm_jax.LSTM`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lstm_jax as lj
+        >>> from lstm_jax.linen import Stack
+        >>> cells = lj.LSTMCell(3, 8), lj.SLSTMCell(8, 8, num_heads=2)
+        >>> model, xs = Stack(lj.Stack(cells)), jnp.ones((2, 7, 3))
+        >>> variables = model.init(jax.random.key(0), xs)
+        >>> state, ys = model.apply(variables, xs)
+        >>> ys.shape
+        (2, 7, 8)
+    """
+
+    model: Any
+
+
+class LSTM(_Stack):
+    """A stack of LSTM layers, for Flax Linen.
+
+    The options are those of :class:`lstm_jax.LSTM`, and so are the errors they raise.
+    Parameters are found under ``layer_0/forward/kernel`` and so on.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lstm_jax.linen import LSTM
+        >>> model, xs = LSTM(3, 5, num_layers=2), jnp.ones((2, 7, 3))
+        >>> variables = model.init(jax.random.key(0), xs)
+        >>> state, ys = model.apply(variables, xs, lengths=jnp.array([7, 4]))
+        >>> ys.shape, state[-1].forward.h.shape
+        ((2, 7, 5), (2, 5))
+    """
+
+    input_size: int
+    hidden_size: int | tuple[int, ...]
+    num_layers: int = 1
+    _: dataclasses.KW_ONLY
+    bidirectional: bool = False
+    merge: str = "concat"
+    dropout: float = 0.0
+    residual: bool = False
+    skip: bool = False
+    input_dropout: layers.Rate = 0.0
+    output_dropout: float = 0.0
+    recurrent_dropout: layers.Rate = 0.0
+    drop_connect: layers.Rate = 0.0
+    zoneout_h: layers.Rate = 0.0
+    zoneout_c: layers.Rate = 0.0
+    proj_size: int | None = None
+    use_bias: bool = True
+    forget_bias: float = 1.0
+    kernel_init: Initializer = GLOROT_UNIFORM
+    recurrent_init: Initializer = ORTHOGONAL
+    bias_init: Initializer = initializers.zeros
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    peephole: bool = False
+    variant: str | tuple[str | None, ...] | None = None
+    layer_norm: str | None = None
+    gate_activation: Activation = jax.nn.sigmoid
+    candidate_activation: Activation = jnp.tanh
+    output_activation: Activation = jnp.tanh
+    clip: float | None = None
+    cell_clip: float | None = None
+    num_heads: int = 1
+    learn_initial_state: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the options, and makes tuples of lists."""
+        for name, value in vars(_describe(self)).items():
+            if isinstance(value, tuple):
+                setattr(self, name, value)
+        super().__post_init__()
+
+    @property
+    def model(self) -> layers.LSTM:
+        """The :class:`lstm_jax.LSTM` that the options describe."""
+        return _describe(self)
 
 
 def params_of(variables: Any) -> layers.Params:

@@ -6,16 +6,20 @@ the implementation, and keeps memory bounded where that was asked for.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax import shapes
+from lstm_jax import options
 from lstm_jax.blocks import scan_blocks
-from lstm_jax.cell import accumulation_dtype, cast_params
+from lstm_jax.cell import cast_params
+from lstm_jax.products import accumulation_dtype
 from lstm_jax.recurrence import xla
 from lstm_jax.recurrence.xla import Controls
-from lstm_jax.types import Array, Cell, PyTree
+from lstm_jax.types import Array, PyTree
 
 _IMPLEMENTATIONS = {"xla": xla}
 
@@ -35,12 +39,12 @@ def choose_implementation(implementation: str | None) -> str:
     """Returns the implementation asked for, or the default."""
     if implementation is None:
         return "xla"
-    shapes.check_choice("implementation", implementation, tuple(_IMPLEMENTATIONS))
+    options.check_choice("implementation", implementation, tuple(_IMPLEMENTATIONS))
     return implementation
 
 
 def run(
-    cell: Cell,
+    cell: Any,
     params: PyTree,
     xs: Array,
     state: PyTree,
@@ -48,9 +52,10 @@ def run(
     mask: Array | None,
     reset: Array | None,
     reset_state: PyTree,
+    key: Array | None,
     *,
     reverse: bool,
-    checkpoint_every: int | None,
+    checkpoint_every: int | str | None,
     implementation: str,
     emit_states: bool = False,
 ) -> tuple[PyTree, PyTree]:
@@ -72,6 +77,9 @@ def run(
     if valid is not None:
         # 0 * NaN is NaN: what stands in padding must go before the first product.
         xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
+    length = xs.shape[0]
+    if key is not None and hasattr(cell, "perturb"):
+        cell, params, xs = cell.perturb(key, params, xs)
 
     def steps_from(state, steps):
         xs, valid, reset = steps
@@ -90,7 +98,10 @@ def run(
         state, ys = steps_from(state, steps)
     else:
         block = jax.checkpoint(steps_from, prevent_cse=False)
-        state, ys = scan_blocks(block, state, steps, checkpoint_every, reverse=reverse)
+        size = checkpoint_every
+        if isinstance(size, str):
+            size = max(1, math.isqrt(length))
+        state, ys = scan_blocks(block, state, steps, size, reverse=reverse)
     narrow = lambda leaf, dtype: leaf.astype(dtype)
     state = jax.tree.map(narrow, state, dtypes)
     if emit_states:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
 from lstm_jax import layers
-from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Initializer
+from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Activation, Initializer
 from lstm_jax.types import Array, Directions, LSTMParams
 
 
@@ -55,92 +56,42 @@ class Layer(nnx.Module):
         )
 
 
-class LSTM(nnx.Module):
-    """A stack of LSTM layers with its parameters, for Flax NNX.
+class Stack(nnx.Module):
+    """A stack of any cells with its parameters, for Flax NNX.
 
-    The options are those of :class:`lstm_jax.LSTM`. Parameters are found under
+    The cells' parameters are :class:`lstm_jax.LSTMParams`. They are found under
     ``layers/0/forward/kernel`` and so on.
 
     Args:
-        input_size: see :class:`lstm_jax.LSTM`, as for all up to ``param_dtype``.
-        hidden_size: see :class:`lstm_jax.LSTM`.
-        num_layers: see :class:`lstm_jax.LSTM`.
-        bidirectional: see :class:`lstm_jax.LSTM`.
-        merge: see :class:`lstm_jax.LSTM`.
-        dropout: see :class:`lstm_jax.LSTM`; off after ``model.eval()`` or with
-            ``deterministic=True``, as with ``nnx.Dropout``.
-        proj_size: see :class:`lstm_jax.LSTM`.
-        use_bias: see :class:`lstm_jax.LSTM`.
-        forget_bias: see :class:`lstm_jax.LSTM`.
-        kernel_init: see :class:`lstm_jax.LSTM`.
-        recurrent_init: see :class:`lstm_jax.LSTM`.
-        bias_init: see :class:`lstm_jax.LSTM`.
-        dtype: see :class:`lstm_jax.LSTM`.
-        param_dtype: see :class:`lstm_jax.LSTM`.
-        rngs: makes the parameters, and with ``dropout`` the masks (its stream
-            ``dropout``, or else its default stream).
+        model: an :class:`lstm_jax.Stack` or :class:`lstm_jax.LSTM`.
+        rngs: makes the parameters, and where there is dropout or other noise the masks
+            (its stream ``dropout``, or else its default stream).
 
     Attributes:
-        model: the :class:`lstm_jax.LSTM` that these options describe.
-        deterministic: whether dropout is off; False in a new module.
-
-    Raises:
-        ValueError: if an option is out of its range.
-        TypeError: if an option has the wrong type.
+        model: what the module was made from.
+        deterministic: whether noise is off; False in a new module.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax.numpy as jnp, lstm_jax as lj
         >>> from flax import nnx
-        >>> from lstm_jax.nnx import LSTM
-        >>> model = LSTM(3, 5, num_layers=2, rngs=nnx.Rngs(0))
-        >>> state, ys = model(jnp.ones((2, 7, 3)), lengths=jnp.array([7, 4]))
-        >>> ys.shape, state[-1].forward.h.shape
-        ((2, 7, 5), (2, 5))
+        >>> from lstm_jax.nnx import Stack
+        >>> cells = lj.LSTMCell(3, 8), lj.SLSTMCell(8, 8, num_heads=2)
+        >>> model = Stack(lj.Stack(cells), rngs=nnx.Rngs(0))
+        >>> state, ys = model(jnp.ones((2, 7, 3)))
+        >>> ys.shape
+        (2, 7, 8)
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | tuple[int, ...],
-        num_layers: int = 1,
-        *,
-        bidirectional: bool = False,
-        merge: str = "concat",
-        dropout: float = 0.0,
-        proj_size: int | None = None,
-        use_bias: bool = True,
-        forget_bias: float = 1.0,
-        kernel_init: Initializer = GLOROT_UNIFORM,
-        recurrent_init: Initializer = ORTHOGONAL,
-        bias_init: Initializer = initializers.zeros,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, model: Any, *, rngs: nnx.Rngs):
         """Makes the parameters."""
-        self.model = layers.LSTM(
-            input_size,
-            hidden_size,
-            num_layers,
-            bidirectional=bidirectional,
-            merge=merge,
-            dropout=dropout,
-            proj_size=proj_size,
-            use_bias=use_bias,
-            forget_bias=forget_bias,
-            kernel_init=kernel_init,
-            recurrent_init=recurrent_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
+        self.model = model
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(
                 "rngs: expected an nnx.Rngs such as nnx.Rngs(0), got "
                 f"{type(rngs).__name__}."
             )
         self.deterministic = False
-        self.rngs = nnx.data(rngs.dropout.fork() if dropout else None)
+        self.rngs = nnx.data(rngs.dropout.fork() if model.noisy else None)
         params = self.model.init(rngs.params())
         self.layers = nnx.List([Layer(layer) for layer in params])
 
@@ -176,7 +127,7 @@ class LSTM(nnx.Module):
         """Sets ``deterministic``; what ``nnx.view`` calls.
 
         Args:
-            deterministic: True turns dropout off, False on; None changes nothing.
+            deterministic: True turns noise off, False on; None changes nothing.
         """
         if deterministic is not None:
             self.deterministic = deterministic
@@ -198,7 +149,7 @@ class LSTM(nnx.Module):
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | Array | None = None,
         time_major: bool = False,
-        checkpoint_every: int | None = None,
+        checkpoint_every: int | str | None = None,
         implementation: str | None = None,
     ) -> tuple[layers.State, Array]:
         """Runs the stack over a sequence; see :meth:`lstm_jax.LSTM.apply`.
@@ -209,9 +160,9 @@ class LSTM(nnx.Module):
             lengths: see :meth:`lstm_jax.LSTM.apply`.
             mask: see :meth:`lstm_jax.LSTM.apply`.
             reset: see :meth:`lstm_jax.LSTM.apply`.
-            deterministic: True turns dropout off, False on; None for the attribute that
+            deterministic: True turns noise off, False on; None for the attribute that
                 ``model.train()`` and ``model.eval()`` set.
-            rngs: what to draw dropout's key from instead of the constructor's stream:
+            rngs: what to draw the noise's key from instead of the constructor's stream:
                 an ``nnx.Rngs``, a stream of one, or the key itself.
             time_major: see :meth:`lstm_jax.LSTM.apply`.
             checkpoint_every: see :meth:`lstm_jax.LSTM.apply`.
@@ -227,7 +178,7 @@ class LSTM(nnx.Module):
         if deterministic is None:
             deterministic = self.deterministic
         key = None
-        if self.model.dropout and not deterministic:
+        if self.model.noisy and not deterministic:
             key = _key(self.rngs if rngs is None else rngs)
         return self.model.apply(
             self.params(),
@@ -245,6 +196,133 @@ class LSTM(nnx.Module):
     def step(self, state: layers.State, x: Array) -> tuple[layers.State, Array]:
         """Takes one step through the stack; see :meth:`lstm_jax.LSTM.step`."""
         return self.model.step(self.params(), state, x)
+
+
+class LSTM(Stack):
+    """A stack of LSTM layers with its parameters, for Flax NNX.
+
+    Args:
+        input_size: see :class:`lstm_jax.LSTM`, as for all but ``rngs``.
+        hidden_size: see :class:`lstm_jax.LSTM`.
+        num_layers: see :class:`lstm_jax.LSTM`.
+        bidirectional: see :class:`lstm_jax.LSTM`.
+        merge: see :class:`lstm_jax.LSTM`.
+        dropout: see :class:`lstm_jax.LSTM`.
+        residual: see :class:`lstm_jax.LSTM`.
+        skip: see :class:`lstm_jax.LSTM`.
+        input_dropout: see :class:`lstm_jax.LSTM`.
+        output_dropout: see :class:`lstm_jax.LSTM`.
+        recurrent_dropout: see :class:`lstm_jax.LSTM`.
+        drop_connect: see :class:`lstm_jax.LSTM`.
+        zoneout_h: see :class:`lstm_jax.LSTM`.
+        zoneout_c: see :class:`lstm_jax.LSTM`.
+        proj_size: see :class:`lstm_jax.LSTM`.
+        use_bias: see :class:`lstm_jax.LSTM`.
+        forget_bias: see :class:`lstm_jax.LSTM`.
+        kernel_init: see :class:`lstm_jax.LSTM`.
+        recurrent_init: see :class:`lstm_jax.LSTM`.
+        bias_init: see :class:`lstm_jax.LSTM`.
+        dtype: see :class:`lstm_jax.LSTM`.
+        param_dtype: see :class:`lstm_jax.LSTM`.
+        peephole: see :class:`lstm_jax.LSTM`.
+        variant: see :class:`lstm_jax.LSTM`.
+        layer_norm: see :class:`lstm_jax.LSTM`.
+        gate_activation: see :class:`lstm_jax.LSTM`.
+        candidate_activation: see :class:`lstm_jax.LSTM`.
+        output_activation: see :class:`lstm_jax.LSTM`.
+        clip: see :class:`lstm_jax.LSTM`.
+        cell_clip: see :class:`lstm_jax.LSTM`.
+        num_heads: see :class:`lstm_jax.LSTM`.
+        learn_initial_state: see :class:`lstm_jax.LSTM`.
+        rngs: see :class:`Stack`.
+
+    Raises:
+        ValueError: if an option is out of its range.
+        TypeError: if an option has the wrong type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from lstm_jax.nnx import LSTM
+        >>> model = LSTM(3, 5, num_layers=2, rngs=nnx.Rngs(0))
+        >>> state, ys = model(jnp.ones((2, 7, 3)), lengths=jnp.array([7, 4]))
+        >>> ys.shape, state[-1].forward.h.shape
+        ((2, 7, 5), (2, 5))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | tuple[int, ...],
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        merge: str = "concat",
+        dropout: float = 0.0,
+        residual: bool = False,
+        skip: bool = False,
+        input_dropout: layers.Rate = 0.0,
+        output_dropout: float = 0.0,
+        recurrent_dropout: layers.Rate = 0.0,
+        drop_connect: layers.Rate = 0.0,
+        zoneout_h: layers.Rate = 0.0,
+        zoneout_c: layers.Rate = 0.0,
+        proj_size: int | None = None,
+        use_bias: bool = True,
+        forget_bias: float = 1.0,
+        kernel_init: Initializer = GLOROT_UNIFORM,
+        recurrent_init: Initializer = ORTHOGONAL,
+        bias_init: Initializer = initializers.zeros,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        peephole: bool = False,
+        variant: str | tuple[str | None, ...] | None = None,
+        layer_norm: str | None = None,
+        gate_activation: Activation = jax.nn.sigmoid,
+        candidate_activation: Activation = jnp.tanh,
+        output_activation: Activation = jnp.tanh,
+        clip: float | None = None,
+        cell_clip: float | None = None,
+        num_heads: int = 1,
+        learn_initial_state: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the parameters."""
+        model = layers.LSTM(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            merge=merge,
+            dropout=dropout,
+            residual=residual,
+            skip=skip,
+            input_dropout=input_dropout,
+            output_dropout=output_dropout,
+            recurrent_dropout=recurrent_dropout,
+            drop_connect=drop_connect,
+            zoneout_h=zoneout_h,
+            zoneout_c=zoneout_c,
+            proj_size=proj_size,
+            use_bias=use_bias,
+            forget_bias=forget_bias,
+            kernel_init=kernel_init,
+            recurrent_init=recurrent_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            peephole=peephole,
+            variant=variant,
+            layer_norm=layer_norm,
+            gate_activation=gate_activation,
+            candidate_activation=candidate_activation,
+            output_activation=output_activation,
+            clip=clip,
+            cell_clip=cell_clip,
+            num_heads=num_heads,
+            learn_initial_state=learn_initial_state,
+        )
+        super().__init__(model, rngs=rngs)
 
 
 def _value(param: Any) -> Any:

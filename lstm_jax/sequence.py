@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import loop, shapes
+from lstm_jax import loop, options, shapes
 from lstm_jax.cell import LSTMCell
 from lstm_jax.types import Array, Cell, LSTMParams, LSTMState, PyTree
 
@@ -23,8 +23,9 @@ def scan(
     reset: Array | None = None,
     reset_state: PyTree = None,
     reverse: bool = False,
+    key: Array | None = None,
     time_major: bool = False,
-    checkpoint_every: int | None = None,
+    checkpoint_every: int | str | None = None,
     implementation: str | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Runs a cell over time.
@@ -38,7 +39,7 @@ def scan(
         cell: an :class:`LSTMCell`, or anything that follows the cell protocol.
         params: the cell's parameters.
         xs: the inputs. They set the compute dtype, unless the cell has a ``dtype``.
-        state: what the scan starts from; zeros if None.
+        state: what the scan starts from; if None zeros, or what the cell has learned.
         lengths: ``[*batch]``, any integer dtype, from 0 to T. Outputs past a row's
             length are 0, and its last state is the one after its last valid step.
             Padding may hold anything, NaN included: it reaches no output and no
@@ -53,14 +54,17 @@ def scan(
                 reverse    0 1|2 3 4     after 4, 3, 2, before step 1, it does
 
             A masked step still separates; past a row's length nothing acts.
-        reset_state: the state after a reset, of the same shapes as ``state``; zeros if
-            None. It is never the ``state`` passed in, which may come from an earlier
-            chunk.
+        reset_state: the state after a reset, of the same shapes as ``state``; if None
+            zeros, or what the cell has learned. It is never the ``state`` passed in,
+            which may come from an earlier chunk.
         reverse: whether to run from the last step to the first. Outputs stand at their
             input's time, and each row is reversed within its own length.
+        key: a random key turns on the noise of a cell that has some, such as a
+            :class:`Regularized` one; without a key every cell is deterministic.
         time_major: whether the first axis is time.
         checkpoint_every: k keeps the state every k steps and computes the rest again in
-            the backward pass: memory grows with T/k + k instead of T.
+            the backward pass: memory grows with T/k + k instead of T. "sqrt" takes the
+            square root of T, for which that is least.
         implementation: a name of :func:`implementations`; None for the fastest one that
             can run these arguments.
 
@@ -90,6 +94,7 @@ def scan(
         mask,
         reset,
         reset_state,
+        key,
         reverse=reverse,
         time_major=time_major,
         checkpoint_every=checkpoint_every,
@@ -109,8 +114,9 @@ def scan_states(
     reset: Array | None = None,
     reset_state: PyTree = None,
     reverse: bool = False,
+    key: Array | None = None,
     time_major: bool = False,
-    checkpoint_every: int | None = None,
+    checkpoint_every: int | str | None = None,
     implementation: str | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Runs a cell over time and returns the state after every step.
@@ -139,6 +145,7 @@ def scan_states(
         mask,
         reset,
         reset_state,
+        key,
         reverse=reverse,
         time_major=time_major,
         checkpoint_every=checkpoint_every,
@@ -157,8 +164,9 @@ def lstm(
     reset: Array | None = None,
     reset_state: LSTMState | None = None,
     reverse: bool = False,
+    key: Array | None = None,
     time_major: bool = False,
-    checkpoint_every: int | None = None,
+    checkpoint_every: int | str | None = None,
     implementation: str | None = None,
 ) -> tuple[LSTMState, Array]:
     """Runs the standard LSTM that fits ``params`` over time.
@@ -183,6 +191,7 @@ def lstm(
         reset=reset,
         reset_state=reset_state,
         reverse=reverse,
+        key=key,
         time_major=time_major,
         checkpoint_every=checkpoint_every,
         implementation=implementation,
@@ -200,8 +209,9 @@ def resolve_implementation(
     reset: Array | None = None,
     reset_state: PyTree = None,
     reverse: bool = False,
+    key: Array | None = None,
     time_major: bool = False,
-    checkpoint_every: int | None = None,
+    checkpoint_every: int | str | None = None,
     implementation: str | None = None,
 ) -> str:
     """Returns the name of the implementation that :func:`scan` would run.
@@ -239,8 +249,8 @@ def check_arguments(
             f"cell: expected a hashable description, got {type(cell).__name__}. Make "
             "it a frozen dataclass."
         )
-    if checkpoint_every is not None:
-        shapes.check_positive("checkpoint_every", checkpoint_every)
+    if checkpoint_every not in (None, "sqrt"):
+        options.check_positive("checkpoint_every", checkpoint_every)
     shapes.check_params(cell, params)
     batch_shape, length = shapes.check_sequence(cell, xs, time_major)
     shapes.check_controls(batch_shape, length, time_major, lengths, mask, reset)
@@ -267,6 +277,7 @@ def _prepare(
     conform = functools.partial(
         shapes.conform_state,
         cell,
+        params=params,
         batch_shape=batch_shape,
         dtype=xs.dtype,
         length=length,
@@ -279,8 +290,10 @@ def _prepare(
 
 
 def _checked(
-    cell, params, xs, state, lengths, mask, reset, reset_state, **options
+    cell, params, xs, state, lengths, mask, reset, reset_state, key, **options
 ) -> tuple[PyTree, PyTree]:
+    if key is not None:
+        shapes.check_key(key)
     xs, state, reset_state = _prepare(
         cell,
         params,
@@ -294,7 +307,9 @@ def _checked(
         options["checkpoint_every"],
     )
     options["implementation"] = loop.choose_implementation(options["implementation"])
-    return _scan(cell, params, xs, state, lengths, mask, reset, reset_state, **options)
+    return _scan(
+        cell, params, xs, state, lengths, mask, reset, reset_state, key, **options
+    )
 
 
 @functools.partial(
@@ -309,15 +324,26 @@ def _checked(
     ),
 )
 def _scan(
-    cell, params, xs, state, lengths, mask, reset, reset_state, *, time_major, **options
+    cell,
+    params,
+    xs,
+    state,
+    lengths,
+    mask,
+    reset,
+    reset_state,
+    key,
+    *,
+    time_major,
+    **options,
 ):
     if not time_major:
-        axis = xs.ndim - getattr(cell, "input_ndim", 1) - 1
+        axis = xs.ndim - shapes.input_ndim(cell) - 1
         xs, mask, reset = jax.tree.map(
             lambda leaf: jnp.moveaxis(leaf, axis, 0), (xs, mask, reset)
         )
     state, ys = loop.run(
-        cell, params, xs, state, lengths, mask, reset, reset_state, **options
+        cell, params, xs, state, lengths, mask, reset, reset_state, key, **options
     )
     if not time_major:
         ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axis), ys)

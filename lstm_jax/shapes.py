@@ -1,4 +1,4 @@
-"""Every contract on shapes, dtypes and options, checked before anything is traced.
+"""Every contract on shapes and dtypes, checked before anything is traced.
 
 Each check raises ValueError, or TypeError for a wrong type, and says which argument is
 wrong, what was expected in letters and numbers, what came, and the likely mistake.
@@ -7,7 +7,6 @@ wrong, what was expected in letters and numbers, what came, and the likely mista
 from __future__ import annotations
 
 import functools
-import numbers
 from typing import Any
 
 import chex
@@ -34,44 +33,6 @@ _TORCH_STATE = (
     "This looks like PyTorch's [L*D, B, H] state: "
     "lstm_jax.convert.state_from_torch(model, h, c) converts it."
 )
-
-
-def check_cell_options(cell: Any) -> None:
-    """Checks the options of a cell."""
-    sizes = {"input_size": cell.input_size, "hidden_size": cell.hidden_size}
-    if cell.proj_size is not None:
-        sizes["proj_size"] = cell.proj_size
-    for name, size in sizes.items():
-        check_positive(name, size)
-    if cell.proj_size is not None and cell.proj_size >= cell.hidden_size:
-        raise ValueError(
-            f"proj_size: expected less than hidden_size = {cell.hidden_size}, got "
-            f"{cell.proj_size}. A projection makes h smaller; None is for none."
-        )
-    for name in ("dtype", "param_dtype"):
-        dtype = getattr(cell, name)
-        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"{name}: expected a floating dtype, got {dtype}.")
-
-
-def check_positive(name: str, size: Any) -> None:
-    """Checks that an option is a positive integer."""
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
-        raise TypeError(
-            f"{name}: expected an integer, got {size!r} of type {type(size).__name__}."
-        )
-    if size < 1:
-        raise ValueError(f"{name}: expected at least 1, got {size}.")
-
-
-def check_rate(name: str, rate: float) -> None:
-    """Checks the rate of a dropout."""
-    if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
-        raise TypeError(
-            f"{name}: expected a number, got {rate!r} of type {type(rate).__name__}."
-        )
-    if not 0 <= rate < 1:
-        raise ValueError(f"{name}: expected a rate in [0, 1), got {rate}.")
 
 
 def check_batch_shape(batch_shape: Any) -> tuple[int, ...]:
@@ -124,6 +85,12 @@ def check_shape(
 def sizes_of(params: Any) -> tuple[int, int, int | None]:
     """Returns (I, H, P or None) of the parameters of a standard cell."""
     _check_params_type(params)
+    for name in ("gate_kernel", "norm_scale"):
+        if getattr(params, name) is not None:
+            raise ValueError(
+                f"params.{name}: expected None for the standard cell, got an array. "
+                "These are a variant's: pass its cell to scan(cell, params, xs)."
+            )
     kernel, recurrent_kernel = params.kernel, params.recurrent_kernel
     for name, value in (("kernel", kernel), ("recurrent_kernel", recurrent_kernel)):
         check_array(f"params.{name}", value)
@@ -140,13 +107,19 @@ def sizes_of(params: Any) -> tuple[int, int, int | None]:
 
 
 def _letters_of(cell: Any, field: str) -> str:
-    """The letters of the shape of a standard cell's parameter."""
+    """The letters of the shape of a cell's parameter."""
     hidden = _hidden_letter(cell)
+    if getattr(cell, "num_heads", 1) > 1 and field == ".recurrent_kernel":
+        return f"[N, {hidden}/N, 4H/N]"
     return {
         ".kernel": "[I, 4H]",
         ".recurrent_kernel": f"[{hidden}, 4H]",
         ".bias": "[4H]",
         ".projection_kernel": "[H, P]",
+        ".peephole": "[3, H]",
+        ".gate_kernel": "[3H, 3H]",
+        ".initial_h": f"[{hidden}]",
+        ".initial_c": "[H]",
     }.get(field, "of the cell")
 
 
@@ -166,6 +139,11 @@ def _check_params_type(params: Any) -> None:
 def _params_template(cell: Any) -> Any:
     key = jax.eval_shape(jax.random.key, 0)
     return jax.eval_shape(cell.init, key)
+
+
+@functools.lru_cache(maxsize=256)
+def _state_template(cell: Any) -> Any:
+    return jax.eval_shape(cell.zero_state)
 
 
 def check_params(cell: Any, params: Any, name: str = "params") -> None:
@@ -197,34 +175,46 @@ def _fields(leaves: list) -> str:
     return ", ".join(jax.tree_util.keystr(path).lstrip(".") for path, _ in leaves)
 
 
-def check_step_input(cell: Any, x: Any, name: str = "x") -> None:
-    """Checks the input of one step of a standard cell."""
+def check_step_input(cell: Any, x: Any, name: str = "x") -> tuple[int, ...]:
+    """Checks the input of one step and returns its batch shape."""
     check_array(name, x)
-    size = cell.input_size
-    expected = (*x.shape[:-1], size) if x.shape else (size,)
-    check_shape(name, "[*batch, I]", expected, x)
+    return _leading(cell, name, "[*batch, I]", x)
 
 
 def check_sequence(cell: Any, xs: Any, time_major: bool) -> tuple[tuple[int, ...], int]:
     """Checks a sequence of inputs and returns its batch shape and its length T."""
-    ndim = getattr(cell, "input_ndim", 1)
     check_array("xs", xs)
     letters = "[T, *batch, I]" if time_major else "[*batch, T, I]"
-    if len(xs.shape) <= ndim:
+    leading = _leading(cell, "xs", letters, xs)
+    if not leading:
         raise ValueError(
             f"xs: expected shape {letters}, got {list(xs.shape)}, which has no time "
             "axis. For one step call cell(params, state, x) or "
             "model.step(params, state, x)."
         )
-    leading = xs.shape[: len(xs.shape) - ndim]
-    if ndim == 1 and hasattr(cell, "input_size"):
-        hint = ""
-        if cell.input_size in leading:
-            hint = f"The features, I = {cell.input_size}, belong on the last axis."
-        check_shape("xs", letters, (*leading, cell.input_size), xs, hint)
     if time_major:
         return leading[1:], leading[0]
     return leading[:-1], leading[-1]
+
+
+def input_ndim(cell: Any) -> int:
+    """How many axes one input has."""
+    return len(getattr(cell, "input_shape", (0,)))
+
+
+def _leading(cell: Any, name: str, letters: str, xs: Any) -> tuple[int, ...]:
+    """Checks that the last axes are one input's; returns the others."""
+    ndim = input_ndim(cell)
+    shape = tuple(xs.shape)
+    leading = shape[: max(len(shape) - ndim, 0)]
+    expected = getattr(cell, "input_shape", shape[len(leading) :])
+    hint = ""
+    if ndim != 1:
+        letters = letters.replace("I", "*S, I")
+    elif expected and expected[0] in leading:
+        hint = f"The features, I = {expected[0]}, belong on the last axis."
+    check_shape(name, letters, (*leading, *expected), xs, hint)
+    return leading
 
 
 def check_controls(
@@ -276,24 +266,29 @@ def conform_state(
     cell: Any,
     name: str,
     state: Any,
+    params: Any,
     batch_shape: tuple[int, ...],
     dtype: Any,
     length: int | None = None,
 ) -> Any:
-    """Checks a state, zeros if None, and returns it in the dtypes of the steps.
+    """Checks a state, the cell's own start if None, and casts it to the steps' dtypes.
 
-    ``length`` is T, where there is a time axis to mistake for the batch.
+    ``params`` hold what the cell has learned to start from; ``length`` is T, where
+    there is a time axis to mistake for the batch.
     """
     dtype = getattr(cell, "dtype", None) or dtype
     if state is None:
+        if hasattr(cell, "initial_state"):
+            return cell.initial_state(params, batch_shape, dtype)
         return cell.zero_state(batch_shape, dtype)
     template = jax.eval_shape(lambda: cell.zero_state(batch_shape, dtype))
-    if isinstance(template, LSTMState) and not isinstance(state, LSTMState):
+    if hasattr(template, "_fields") and type(state) is not type(template):
+        expected = type(template).__name__
         hint = _PAIR if isinstance(state, (tuple, list)) and len(state) == 2 else ""
         if isinstance(state, Directions):
             hint = "This is one layer of a stack's state: take its .forward."
         raise TypeError(
-            f"{name}: expected an LSTMState, got {type(state).__name__}. "
+            f"{name}: expected {_article(expected)}, got {type(state).__name__}. "
             f"{hint}".rstrip()
         )
     expected, structure = jax.tree.flatten_with_path(template)
@@ -311,6 +306,10 @@ def conform_state(
         hint = _state_hint(tuple(value.shape), leaf.shape, batch_shape, length)
         check_shape(f"{name}{field}", letters, leaf.shape, value, hint)
     return jax.tree.map(lambda s, leaf: jnp.asarray(s, leaf.dtype), state, template)
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOULS' else 'a'} {name}"
 
 
 def _state_hint(
@@ -331,13 +330,6 @@ def _state_hint(
     return ""
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Checks that an option is one of a few."""
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name}: expected one of {listed}, got {value!r}.")
-
-
 def check_key(key: Any) -> None:
     """Checks a random key."""
     typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -348,10 +340,13 @@ def check_key(key: Any) -> None:
         )
 
 
-def check_layers(name: str, kind: type, value: Any, bidirectional: Any) -> None:
-    """Checks the nesting of a stack's parameters or state."""
-    layers = len(bidirectional)
-    maker = "init(key)" if kind is LSTMParams else "zero_state(batch_shape)"
+def check_layers(name: str, cells: Any, value: Any, bidirectional: bool) -> None:
+    """Checks the nesting of a stack's ``params`` or ``state``."""
+    layers = len(cells)
+    if name == "params":
+        kind, maker = type(_params_template(cells[0])), "init(key)"
+    else:
+        kind, maker = type(_state_template(cells[0])), "zero_state(batch_shape)"
     expected = (
         f"a tuple of L = {layers} Directions of {kind.__name__}, as from model.{maker}"
     )
@@ -376,10 +371,10 @@ def check_layers(name: str, kind: type, value: Any, bidirectional: Any) -> None:
         )
     if len(value) != layers:
         raise ValueError(f"{name}: expected {expected}, got {len(value)} layers.")
-    for index, (layer, both) in enumerate(zip(value, bidirectional, strict=True)):
-        if (layer.backward is not None) != both:
+    for index, layer in enumerate(value):
+        if (layer.backward is not None) != bidirectional:
             expected, got = "one, the model is bidirectional", "None"
-            if not both:
+            if not bidirectional:
                 expected, got = "None, the model is one-directional", "one"
             raise ValueError(
                 f"{name}[{index}].backward: expected {expected}, got {got}."

@@ -36,13 +36,26 @@ class LSTMState(NamedTuple):
 class LSTMParams(NamedTuple):
     """The parameters of one layer in one direction.
 
+    The standard cell has the first three, with a projection the first four; what
+    follows belongs to the options of :class:`LSTMCell` that it is named after. Where a
+    variant has fewer gates, ``4H`` is ``3H``.
+
     Attributes:
         kernel: input weights, ``[I, 4H]``.
-        recurrent_kernel: recurrent weights, ``[P, 4H]``.
+        recurrent_kernel: recurrent weights, ``[P, 4H]``; with N heads, the blocks of a
+            block-diagonal matrix, ``[N, P/N, 4H/N]``.
         bias: ``[4H]``, or None for a layer without bias. There is one bias, as in
             Keras; PyTorch's two are summed on import.
         projection_kernel: ``[H, P]``, or None for a layer without projection.
-        peephole: ``[3, H]`` for the gates i, f, o, or None for the standard cell.
+        peephole: ``[3, H]`` for the gates i, f, o; ``[2, H]`` where one is missing.
+        gate_kernel: ``[3H, 3H]``, from the gates i, f, o of the step before to those of
+            this one (full gate recurrence).
+        norm_scale: ``[2, 4H]``, of the layer normalisation of what the inputs and what
+            the state contribute.
+        norm_shift: ``[2, 4H]``, of the same.
+        cell_norm: ``[2, H]``, scale and shift of that of the cell state.
+        initial_h: ``[P]``, learned start.
+        initial_c: ``[H]``, of the same.
     """
 
     kernel: Array
@@ -50,6 +63,12 @@ class LSTMParams(NamedTuple):
     bias: Array | None = None
     projection_kernel: Array | None = None
     peephole: Array | None = None
+    gate_kernel: Array | None = None
+    norm_scale: Array | None = None
+    norm_shift: Array | None = None
+    cell_norm: Array | None = None
+    initial_h: Array | None = None
+    initial_c: Array | None = None
 
 
 class Directions(NamedTuple):
@@ -73,12 +92,18 @@ class Cell(Protocol):
     leading axes.
 
     A cell holds no arrays and is hashable (a frozen dataclass does both), so that it
-    can be a static argument of ``jax.jit``. Three attributes are optional:
+    can be a static argument of ``jax.jit``. Five attributes are optional:
 
     * ``dtype``: the compute dtype; None, the default, for that of the inputs.
-    * ``input_ndim``: how many trailing axes one input has; 1 by default, a vector.
+    * ``input_shape``: the shape of one input; by default a vector of any size.
     * ``additive``: True says that ``update`` depends on z and r through ``z + r``
       alone, so that less has to be kept for the backward pass; False by default.
+    * ``initial_state(params, batch_shape, dtype)``: the state that a sequence starts
+      from, and that a reset goes back to, where none is passed in; by default that of
+      zeros.
+    * ``perturb(key, params, xs)``: what training runs instead, where there is a key:
+      ``(cell, params, xs)``, the inputs ``[T, *batch, ...]`` and whatever else the
+      steps of that cell take. By default a key changes nothing.
     """
 
     def init(self, key: Array) -> PyTree:

@@ -175,7 +175,7 @@ def test_initializers_can_be_replaced():
         forget_bias=2.0,
     )
     (layer,) = model.init(jax.random.key(0))
-    kernel, recurrent, bias, projection, _ = layer.forward
+    kernel, recurrent, bias, projection = layer.forward[:4]
     for leaf, value in ((kernel, 0.1), (recurrent, 0.2), (projection, 0.1)):
         np.testing.assert_array_equal(leaf, np.float32(value))
     expected = np.repeat(np.float32([0.3, 2.3, 0.3, 0.3]), 5)

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax import options
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
@@ -80,7 +81,8 @@ def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
     """Returns, for each layer, what ``layer.set_weights`` takes.
 
     Raises:
-        ValueError: if the model has a projection, which Keras has not.
+        ValueError: if the model has a projection, or is no stack of standard layers:
+            Keras has nothing else.
 
     Example:
         >>> import jax, lstm_jax as lj
@@ -89,6 +91,7 @@ def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
         >>> len(weights)
         6
     """
+    options.check_exportable(model, "Keras")
     if model.proj_size is not None:
         raise ValueError(
             f"proj_size: expected None, since Keras has no projection, got "

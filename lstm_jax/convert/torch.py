@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax import options
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
@@ -84,8 +85,8 @@ def to_torch(model: LSTM, params: Params) -> dict[str, np.ndarray]:
     ``module.load_state_dict({k: torch.tensor(v) for k, v in weights.items()})``.
 
     Raises:
-        ValueError: if the model has per-layer sizes or merges by anything but "concat",
-            which PyTorch has not.
+        ValueError: if the model has per-layer sizes, merges by anything but "concat",
+            or is no stack of standard layers: PyTorch has nothing else.
 
     Example:
         >>> import jax, lstm_jax as lj
@@ -94,6 +95,7 @@ def to_torch(model: LSTM, params: Params) -> dict[str, np.ndarray]:
         >>> weights["weight_hh_l0_reverse"].shape
         (20, 5)
     """
+    options.check_exportable(model, "PyTorch")
     if isinstance(model.hidden_size, tuple) and len(set(model.hidden_size)) > 1:
         raise ValueError(
             "hidden_size: expected one size for all layers, as PyTorch has, got "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lstm_jax import shapes
+from lstm_jax import options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,8 @@ def stream_batches(
         >>> inputs.tolist(), targets.tolist()
         ([[0, 1], [5, 6]], [[1, 2], [6, 7]])
     """
-    shapes.check_positive("batch_size", batch_size)
-    shapes.check_positive("window", window)
+    options.check_positive("batch_size", batch_size)
+    options.check_positive("window", window)
     row = len(tokens) // batch_size
     windows = (row - 1) // window
     if windows < 1:

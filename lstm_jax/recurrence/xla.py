@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lstm_jax.blocks import scan_blocks
@@ -120,6 +121,7 @@ def _run_jvp(cell, reverse, emit_states, primals, tangents):
         def update(params, state, pre):
             return _update(cell, params, state, pre)
 
+        d_pre = _with_float0(pre[0], d_pre[0]), d_pre[1]
         return jax.jvp(update, (params, state, pre), (d_params, d_state, d_pre))[1]
 
     def d_step(d_state, inputs):
@@ -131,10 +133,26 @@ def _run_jvp(cell, reverse, emit_states, primals, tangents):
         d_after, d_y = _hold(ok, d_state, d_update(state, pre, d_state, d_pre))
         return d_after, _emit(emit_states, ok, d_after, d_y)
 
-    d_pres = _keep(cell, d_zs, d_rs)
+    d_pres = _keep(cell, _without_float0(d_zs), d_rs)
     d_steps = (d_pres, states, pres, controls.valid, controls.reset)
     d_last, d_ys = lax.scan(d_step, d_state, d_steps, reverse=reverse)
     return (last, _batch_axis_first(ys)), (d_last, _batch_axis_first(d_ys))
+
+
+def _without_float0(tangents: PyTree) -> PyTree:
+    """None for the tangents of what is no number: no loop takes them."""
+    is_float0 = lambda leaf: leaf.dtype == jax.dtypes.float0
+    return jax.tree.map(lambda leaf: None if is_float0(leaf) else leaf, tangents)
+
+
+def _with_float0(primals: PyTree, tangents: PyTree) -> PyTree:
+    """The inverse of :func:`_without_float0`."""
+    zero = lambda primal: np.zeros(primal.shape, jax.dtypes.float0)
+    return jax.tree.map(
+        lambda primal, tangent: zero(primal) if tangent is None else tangent,
+        primals,
+        tangents,
+    )
 
 
 def _batch_axis_first(ys: PyTree) -> PyTree:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from lstm_jax import shapes
-from lstm_jax.cell import accumulation_dtype
+from lstm_jax.products import accumulation_dtype
 from lstm_jax.types import Array
 
 

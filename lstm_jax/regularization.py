@@ -1,0 +1,299 @@
+"""Noise inside the recurrence, for any cell: dropout, DropConnect, zoneout."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax import options, shapes
+from lstm_jax.cell import OneStep
+from lstm_jax.products import as_last_axes
+from lstm_jax.types import Array, PyTree
+
+RATES: tuple[str, ...] = (
+    "input_dropout",
+    "output_dropout",
+    "recurrent_dropout",
+    "drop_connect",
+    "zoneout_h",
+    "zoneout_c",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularized(OneStep):
+    """A cell with noise in its recurrence while it is trained.
+
+    Parameters, states and options are those of the cell inside. Noise needs a key:
+    ``scan(Regularized(cell, ...), params, xs, key=key)``. Without one there is no
+    dropout, and zoneout takes its expectation. Each mask is drawn once for each row and
+    kept over all steps, resets included; only zoneout draws anew at each step. The same
+    key gives the same masks.
+
+    Args:
+        cell: any cell of the protocol whose state has a field ``h``.
+        input_dropout: rate of the dropout of inputs; what Keras calls ``dropout``.
+        output_dropout: rate of the dropout of outputs. The state is left as it is.
+        recurrent_dropout: rate of the dropout of h on its way into the recurrent
+            product, one mask for all gates, as in Keras.
+        drop_connect: rate at which recurrent weights are dropped, once for a call and
+            for all rows (AWD-LSTM's "weight drop").
+        zoneout_h: probability that a unit keeps its h of the step before.
+        zoneout_c: the same of c.
+
+    All dropout is inverted: what is kept is divided by 1 - rate.
+
+    Raises:
+        ValueError: if a rate is not in [0, 1).
+        TypeError: if a rate is no number, or ``cell`` has no such state or parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lstm_jax as lj
+        >>> cell = lj.Regularized(lj.LSTMCell(3, 5), recurrent_dropout=0.2)
+        >>> params, xs = cell.init(jax.random.key(0)), jnp.ones((2, 7, 3))
+        >>> state, ys = lj.scan(cell, params, xs, key=jax.random.key(1))
+        >>> plain = lj.scan(cell.cell, params, xs)[1]
+        >>> bool((lj.scan(cell, params, xs)[1] == plain).all())
+        True
+        >>> bool((ys == plain).all())
+        False
+
+    References:
+        Gal and Ghahramani 2016, arXiv:1512.05287; Merity et al. 2017, arXiv:1708.02182;
+        Krueger et al. 2017, arXiv:1606.01305.
+    """
+
+    cell: Any
+    _: dataclasses.KW_ONLY
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    drop_connect: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the rates, and that the cell has what they apply to."""
+        for name in RATES:
+            options.check_rate(name, getattr(self, name))
+        state = jax.eval_shape(self.cell.zero_state)
+        fields = getattr(state, "_fields", ())
+        needs = {"recurrent_dropout": "h", "zoneout_h": "h", "zoneout_c": "c"}
+        for name, field in needs.items():
+            if getattr(self, name) and field not in fields:
+                raise TypeError(
+                    f"{name}: expected a cell whose state has a field {field}, got "
+                    f"{type(self.cell).__name__} with {fields or 'no fields'}."
+                )
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns what else the cell inside has: sizes, a dtype, a learned start."""
+        if name == "cell" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.cell, name)
+
+    def init(self, key: Array) -> PyTree:
+        """Returns new parameters of the cell inside."""
+        return self.cell.init(key)
+
+    def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
+        """Returns the state of zeros of the cell inside."""
+        return self.cell.zero_state(batch_shape, dtype)
+
+    def project(self, params: PyTree, xs: Array) -> PyTree:
+        """Returns what the inputs contribute."""
+        return self.cell.project(params, xs)
+
+    def recur(self, params: PyTree, state: Any) -> PyTree:
+        """Returns what the state contributes."""
+        return self.cell.recur(params, state)
+
+    def update(
+        self, params: PyTree, state: Any, z: PyTree, r: PyTree
+    ) -> tuple[Any, PyTree]:
+        """Returns ``(state, y)``, with the expectation of zoneout."""
+        after, y = self.cell.update(params, state, z, r)
+        return self.zone_out(state, after, y, (None, None))
+
+    def zone_out(
+        self, before: Any, after: Any, y: PyTree, keep: tuple[Array | None, ...]
+    ) -> tuple[Any, PyTree]:
+        """Keeps part of the state of the step before.
+
+        Args:
+            before: the state before the step.
+            after: the state after it.
+            y: the step's output.
+            keep: where h and c are kept; None for the expectation.
+        """
+        if self.zoneout_c:
+            after = after._replace(c=_mix(self.zoneout_c, keep[1], before.c, after.c))
+        if self.zoneout_h:
+            y = _mix(self.zoneout_h, keep[0], before.h, after.h)
+            after = after._replace(h=y)
+        return after, y
+
+    def perturb(
+        self, key: Array, params: PyTree, xs: Any
+    ) -> tuple[Any, PyTree, PyTree]:
+        """Draws the noise of one call: what runs instead of this cell.
+
+        Args:
+            key: a random key.
+            params: the parameters, in the compute dtype.
+            xs: ``[T, *batch, *input_shape]``.
+
+        Returns:
+            ``(cell, params, xs)`` for the loop.
+        """
+        keys = dict(zip(RATES, jax.random.split(key, len(RATES)), strict=True))
+        length, *batch = xs.shape[: xs.ndim - shapes.input_ndim(self.cell)]
+        h = jax.eval_shape(lambda: self.cell.zero_state(tuple(batch)))
+
+        def mask(name: str, shape: tuple[int, ...]) -> Array | None:
+            rate = getattr(self, name)
+            ones = jnp.ones(shape, xs.dtype)
+            return inverted_dropout(keys[name], rate, ones) if rate else None
+
+        def keep(name: str, field: str) -> Array | None:
+            rate = getattr(self, name)
+            if not rate:
+                return None
+            shape = (length, *getattr(h, field).shape)
+            return jax.random.bernoulli(keys[name], rate, shape)
+
+        noise = _Noise(
+            self._drop_connect(keys["drop_connect"], params),
+            mask("input_dropout", xs.shape[1:]),
+            mask("recurrent_dropout", h.h.shape) if hasattr(h, "h") else None,
+            mask("output_dropout", h.h.shape) if hasattr(h, "h") else None,
+        )
+        if self.zoneout_h or self.zoneout_c:
+            xs = (xs, (keep("zoneout_h", "h"), keep("zoneout_c", "c")))
+        return _Noisy(self), noise, xs
+
+    def _drop_connect(self, key: Array, params: PyTree) -> PyTree:
+        if not self.drop_connect:
+            return params
+        if not hasattr(params, "recurrent_kernel"):
+            raise TypeError(
+                "drop_connect: expected parameters with a field recurrent_kernel, got "
+                f"{type(params).__name__}."
+            )
+        kernel = inverted_dropout(key, self.drop_connect, params.recurrent_kernel)
+        return params._replace(recurrent_kernel=kernel)
+
+
+class _Noise(NamedTuple):
+    """The parameters of a noisy cell: the cell's own, and masks of one row each."""
+
+    params: PyTree
+    input_mask: Array | None
+    recurrent_mask: Array | None
+    output_mask: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noisy:
+    """A regularized cell while it is trained, as the loop takes it."""
+
+    regularized: Regularized
+
+    @property
+    def _zones(self) -> bool:
+        return bool(self.regularized.zoneout_h or self.regularized.zoneout_c)
+
+    @property
+    def additive(self) -> bool:
+        return getattr(self.regularized.cell, "additive", False) and not self._zones
+
+    def project(self, params: _Noise, xs: PyTree) -> PyTree:
+        keep = None
+        if self._zones:
+            xs, keep = xs
+        if params.input_mask is not None:
+            xs = xs * as_last_axes(params.input_mask, xs)
+        z = self.regularized.cell.project(params.params, xs)
+        return (z, keep) if self._zones else z
+
+    def recur(self, params: _Noise, state: Any) -> PyTree:
+        if params.recurrent_mask is not None:
+            h = state.h * as_last_axes(params.recurrent_mask, state.h)
+            state = state._replace(h=h)
+        return self.regularized.cell.recur(params.params, state)
+
+    def update(
+        self, params: _Noise, state: Any, z: PyTree, r: PyTree
+    ) -> tuple[Any, PyTree]:
+        keep = (None, None)
+        if self._zones:
+            z, keep = z
+        after, y = self.regularized.cell.update(params.params, state, z, r)
+        after, y = self.regularized.zone_out(state, after, y, keep)
+        if params.output_mask is not None:
+            y = y * as_last_axes(params.output_mask, y)
+        return after, y
+
+
+def _mix(rate: float, keep: Array | None, before: Array, after: Array) -> Array:
+    if keep is None:
+        return rate * before + (1 - rate) * after
+    return jnp.where(keep, before, after)
+
+
+def inverted_dropout(
+    key: Array, rate: float, x: Array, shape: tuple[int, ...] | None = None
+) -> Array:
+    """Sets entries to 0 at a rate and divides the others by 1 - rate.
+
+    Args:
+        key: a random key.
+        rate: in [0, 1).
+        x: any array.
+        shape: of the mask, which is broadcast: 1 where entries share their fate; by
+            default that of ``x``.
+    """
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape if shape is None else shape)
+    keep = jnp.broadcast_to(keep, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def embedding_dropout(key: Array | None, rate: float, table: Array) -> Array:
+    """Drops whole rows of an embedding table: a word is gone wherever it stands.
+
+    Shapes:
+        ``table`` is ``[V, E]``, and so is the result.
+
+    Args:
+        key: a random key; None leaves the table as it is.
+        rate: the rate of rows set to 0, in [0, 1); the others are divided by 1 - rate.
+        table: one row for each of V words.
+
+    Raises:
+        ValueError: if the rate is not in [0, 1), or ``table`` is no matrix.
+        TypeError: if an argument has the wrong type.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lstm_jax as lj
+        >>> table = jnp.ones((6, 4))
+        >>> dropped = lj.embedding_dropout(jax.random.key(0), 0.5, table)
+        >>> sorted({tuple(row) for row in dropped.tolist()})
+        [(0.0, 0.0, 0.0, 0.0), (2.0, 2.0, 2.0, 2.0)]
+
+    References:
+        Gal and Ghahramani 2016, arXiv:1512.05287; Merity et al. 2017, arXiv:1708.02182.
+    """
+    options.check_rate("rate", rate)
+    shapes.check_array("table", table)
+    if len(table.shape) != 2:
+        raise ValueError(
+            f"table: expected shape [V, E], got {list(table.shape)}. Pass the "
+            "embedding table, not the embedded words."
+        )
+    if key is None or not rate:
+        return table
+    shapes.check_key(key)
+    return inverted_dropout(key, rate, table, (table.shape[0], 1))
