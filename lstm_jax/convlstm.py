@@ -32,8 +32,8 @@ class ConvLSTMCell(OneStep):
     """One step of a convolutional LSTM, as a description that holds no arrays.
 
     The equations of :class:`LSTMCell` with convolutions for products, over 1, 2 or 3
-    spatial axes, channels last. With the defaults it is Keras's ``ConvLSTM1D``, ``2D``
-    or ``3D``, whose ``kernel``, ``recurrent_kernel`` and ``bias`` have our shapes.
+    spatial axes, channels last: those of Keras's ``ConvLSTM1D``, ``2D`` and ``3D``,
+    whose ``kernel``, ``recurrent_kernel`` and ``bias`` have our shapes.
 
     Shapes:
         S stands for the spatial axes of the state, those of the input after the input's
@@ -45,7 +45,8 @@ class ConvLSTMCell(OneStep):
         hidden_size: H, output channels; Keras's ``filters``.
         kernel_size: of both convolutions: one number for all spatial axes, or one each.
         strides: of the input's convolution; the state's has none.
-        padding: "same" or "valid", of the input's convolution; the state's is "same".
+        padding: "same" or "valid", which is Keras's default, of the input's
+            convolution; the state's is "same".
         dilation: of the input's convolution.
         peephole: whether the gates see the cell state, each unit at each place with its
             own weight, ``[3, *S, H]``, as in the paper; Keras has none.

@@ -38,7 +38,7 @@ class Regularized(OneStep):
         input_dropout: rate of the dropout of inputs; what Keras calls ``dropout``.
         output_dropout: rate of the dropout of outputs. The state is left as it is.
         recurrent_dropout: rate of the dropout of h on its way into the recurrent
-            product, one mask for all gates, as in Keras.
+            product, one mask for all gates (Keras draws one for each).
         drop_connect: rate at which recurrent weights are dropped, once for a call and
             for all rows (AWD-LSTM's "weight drop").
         zoneout_h: probability that a unit keeps its h of the step before.

@@ -94,14 +94,57 @@ def random_like(seed, tree):
 
 def fields(params):
     """Parameters of one layer and direction as the oracle takes them."""
-    return params._replace(peephole=None)._asdict()
+    return {
+        name: getattr(params, name)
+        for name in ("kernel", "recurrent_kernel", "bias", "projection_kernel")
+    }
 
 
-def cell_cases():
-    """Cells that every contract is run on."""
+def random_inputs(cell, seed, batch_shape, length, dtype="float32"):
+    """Inputs of a cell, batch first."""
+    return normal(seed, (*batch_shape, length, *cell.input_shape), dtype)
+
+
+def standard_cases():
+    """Standard LSTM cells, which every implementation must run."""
     return {
         "standard": lj.LSTMCell(3, 5),
         "projection": lj.LSTMCell(4, 6, proj_size=2),
         "no_bias": lj.LSTMCell(2, 3, use_bias=False),
         "one": lj.LSTMCell(1, 1),
+    }
+
+
+def cell_cases():
+    """Every cell that the contract suite runs on. Adding one here is all it takes."""
+    cells = standard_cases()
+    for variant in ("NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "FGR"):
+        cells[variant] = lj.LSTMCell(2, 3, variant=variant, peephole=True)
+    rates = dict(recurrent_dropout=0.3, zoneout_h=0.2, zoneout_c=0.4)
+    return cells | {
+        "NP": lj.LSTMCell(2, 3, variant="NP"),
+        "peephole": lj.LSTMCell(3, 4, peephole=True, proj_size=2),
+        "CIFG_plain": lj.LSTMCell(2, 3, variant="CIFG", use_bias=False),
+        "FGR_projection": lj.LSTMCell(2, 3, variant="FGR", proj_size=2),
+        "norm_haste": lj.LSTMCell(2, 3, layer_norm="haste"),
+        "norm_ba": lj.LSTMCell(2, 4, layer_norm="ba", proj_size=2, variant="CIFG"),
+        "activations": lj.LSTMCell(
+            2,
+            3,
+            gate_activation=jax.nn.hard_sigmoid,
+            candidate_activation=jax.nn.soft_sign,
+            output_activation=jax.nn.relu,
+        ),
+        "clip": lj.LSTMCell(3, 4, clip=0.7, peephole=True),
+        "cell_clip": lj.LSTMCell(3, 4, cell_clip=0.4),
+        "heads": lj.LSTMCell(3, 6, num_heads=3),
+        "heads_projection": lj.LSTMCell(3, 6, num_heads=2, proj_size=4, variant="CIFG"),
+        "learned_start": lj.LSTMCell(2, 3, learn_initial_state=True),
+        "slstm": lj.SLSTMCell(3, 6, num_heads=2, learn_initial_state=True),
+        "slstm_exponential": lj.SLSTMCell(2, 3, forget_gate="exponential"),
+        "conv1d": lj.ConvLSTMCell((5, 2), 2, 2, padding="valid", dilation=2),
+        "conv2d": lj.ConvLSTMCell((4, 3, 2), 2, (3, 2), strides=(2, 1), peephole=True),
+        "conv3d": lj.ConvLSTMCell((2, 3, 2, 1), 1, 2, use_bias=False),
+        "regularized": lj.Regularized(lj.LSTMCell(2, 3), input_dropout=0.5, **rates),
+        "regularized_slstm": lj.Regularized(lj.SLSTMCell(2, 4), **rates),
     }

@@ -13,20 +13,20 @@ import lstm_jax as lj
 from tests import oracle
 from tests.common import (
     assert_close,
-    cell_cases,
     fields,
     normal,
     random_controls,
     random_like,
     random_params,
     random_state,
+    standard_cases,
     value_and_pullback,
 )
 
 IMPLEMENTATIONS = [
     name for name, why in lj.implementations().items() if why == "available"
 ]
-CELLS = cell_cases()
+CELLS = standard_cases()
 CONTROLS = {
     "none": (),
     "lengths": ("lengths",),

@@ -10,15 +10,15 @@ import pytest
 import lstm_jax as lj
 from tests.common import (
     assert_close,
-    cell_cases,
     normal,
     random_controls,
     random_like,
     random_params,
     random_state,
+    standard_cases,
 )
 
-CELLS = cell_cases()
+CELLS = standard_cases()
 CELL = CELLS["standard"]
 B, T = 3, 8
 PARAMS, XS = random_params(CELL, 0), normal(1, (B, T, 3))

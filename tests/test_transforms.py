@@ -13,16 +13,16 @@ from jax.sharding import PartitionSpec as P
 import lstm_jax as lj
 from tests.common import (
     assert_close,
-    cell_cases,
     normal,
     random_controls,
     random_like,
     random_params,
     random_state,
+    standard_cases,
     value_and_pullback,
 )
 
-CELLS = cell_cases()
+CELLS = standard_cases()
 B, T = 4, 9
 
 

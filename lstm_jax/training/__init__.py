@@ -1,6 +1,12 @@
-"""Truncated backpropagation through time, losses per valid token, weights on disk."""
+"""Training: truncated backpropagation through time, losses, penalties, weights."""
 
 from lstm_jax.training.losses import cross_entropy as cross_entropy
+from lstm_jax.training.penalties import activation_penalty as activation_penalty
+from lstm_jax.training.penalties import l1_penalty as l1_penalty
+from lstm_jax.training.penalties import l2_penalty as l2_penalty
+from lstm_jax.training.penalties import (
+    temporal_activation_penalty as temporal_activation_penalty,
+)
 from lstm_jax.training.steps import TrainState as TrainState
 from lstm_jax.training.steps import create as create
 from lstm_jax.training.steps import make_train_step as make_train_step
@@ -9,9 +15,13 @@ from lstm_jax.training.weights import save_weights as save_weights
 
 __all__ = (
     "TrainState",
+    "activation_penalty",
     "create",
     "cross_entropy",
+    "l1_penalty",
+    "l2_penalty",
     "load_weights",
     "make_train_step",
     "save_weights",
+    "temporal_activation_penalty",
 )

@@ -1,0 +1,370 @@
+"""The contract: what scan does works on every cell, and each cell is its paper's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lstm_jax as lj
+from tests import oracle_cells as oracle
+from tests.common import (
+    assert_close,
+    cell_cases,
+    normal,
+    random_controls,
+    random_inputs,
+    random_like,
+    random_params,
+    random_state,
+    value_and_pullback,
+)
+
+CELLS = cell_cases()
+B, T = 3, 5
+ALL = ("lengths", "mask", "reset")
+EVERY_CELL = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+DIRECTIONS = pytest.mark.parametrize(
+    "reverse", [False, True], ids=["forward", "reverse"]
+)
+
+
+def state_of(cell, seed):
+    """A state that a cell could be in: an sLSTM's normaliser is never negative."""
+    state = random_state(cell, seed, (B,))
+    if hasattr(state, "n"):
+        state = state._replace(n=jnp.abs(state.n) + 0.1)
+    return state
+
+
+def case(cell):
+    args = (
+        random_params(cell, 0),
+        random_inputs(cell, 1, (B,), T),
+        state_of(cell, 2),
+        state_of(cell, 3),
+    )
+    return args, random_controls(4, (B,), T, ALL)
+
+
+def scanned(cell, controls, params, xs, state, reset_state, **options):
+    return lj.scan(
+        cell, params, xs, state, reset_state=reset_state, **controls, **options
+    )
+
+
+def by_hand(cell, controls, reverse, params, xs, state, reset_state):
+    """The same as a plain loop over the protocol, differentiated by JAX alone."""
+    within = np.arange(T) < np.asarray(controls["lengths"])[:, None]
+    valid, reset = within & controls["mask"], within & controls["reset"]
+    if reverse:
+        reset = np.concatenate([reset[:, 1:], np.zeros((B, 1), bool)], 1)
+
+    def rows(condition, a, b):
+        axes = lambda x: condition.reshape(B, *[1] * (x.ndim - 1))
+        return jax.tree.map(lambda x, y: jnp.where(axes(x), x, y), a, b)
+
+    def step(state, inputs):
+        x, ok, new = inputs
+        state = rows(new, reset_state, state)
+        z = cell.project(params, rows(ok, x, jnp.zeros_like(x)))
+        after, y = cell.update(params, state, z, cell.recur(params, state))
+        return rows(ok, after, state), rows(ok, y, jnp.zeros_like(y))
+
+    steps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), (xs, valid, reset))
+    state, ys = jax.lax.scan(step, state, steps, reverse=reverse)
+    return state, jnp.moveaxis(ys, 0, 1)
+
+
+@EVERY_CELL
+@DIRECTIONS
+def test_scan_agrees_with_the_loop(cell, reverse):
+    args, controls = case(cell)
+    plain = functools.partial(by_hand, cell, controls, reverse)
+    cotangents = random_like(5, jax.eval_shape(plain, *args))
+    expected = value_and_pullback(plain, args, cotangents)
+    every = "sqrt" if reverse else None
+    options = dict(reverse=reverse, checkpoint_every=every)
+    run = functools.partial(scanned, cell, controls, **options)
+    assert_close(value_and_pullback(run, args, cotangents), expected)
+    assert_close(run(*args), expected[0])
+
+
+@EVERY_CELL
+def test_transforms_agree(cell):
+    """Vmap of vjp is vjp one by one, and jvp its transpose."""
+    args, controls = case(cell)
+    run = functools.partial(scanned, cell, controls)
+
+    @jax.jit
+    def vjp(args, cotangents):
+        out, pull = jax.vjp(run, *args)
+        return out, pull(cotangents)
+
+    other = jax.tree.map(lambda leaf: leaf * 0.5, args)
+    stack = lambda *trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    cotangents = [random_like(n, jax.eval_shape(run, *args)) for n in (7, 8)]
+    each = [vjp(a, d) for a, d in zip((args, other), cotangents, strict=True)]
+    both = jax.vmap(vjp)(stack(args, other), stack(*cotangents))
+    assert_close(both, stack(*each))
+
+    tangents = random_like(6, args)
+    out, d_out = jax.jit(lambda a, d: jax.jvp(run, a, d))(args, tangents)
+    assert_close(out, each[0][0])
+    inner = lambda a, b: sum(
+        np.vdot(np.asarray(x, np.float64), np.asarray(y, np.float64))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    size = np.sqrt(inner(cotangents[0], cotangents[0]) * inner(d_out, d_out))
+    error = abs(inner(cotangents[0], d_out) - inner(each[0][1], tangents))
+    assert error < 1e-5 * size
+
+
+@EVERY_CELL
+def test_one_step_and_states_agree_with_scan(cell):
+    args, _ = case(cell)
+    params, xs, state, _ = args
+    _, states = lj.scan_states(cell, params, xs, state)
+    for t in range(2):
+        state, y = cell(params, state, xs[:, t])
+        assert_close(jax.tree.map(lambda leaf: leaf[:, t], states), state)
+    assert y.shape == state.h.shape
+
+
+@pytest.mark.parametrize("name", ["FGR", "norm_ba", "heads", "slstm", "conv2d"])
+def test_half_precision_keeps_the_state_wide(name):
+    (params, xs, _, _), controls = case(CELLS[name])
+    state, ys = lj.scan(CELLS[name], params, xs.astype(jnp.bfloat16), **controls)
+    assert ys.dtype == state.h.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in state[1:])
+    expected, _ = lj.scan(CELLS[name], params, xs, **controls)
+    assert np.abs(np.asarray(state.h, np.float32) - expected.h).max() < 0.1
+
+
+def oracle_step(cell):
+    """The NumPy step of a cell, with its options."""
+    if isinstance(cell, lj.SLSTMCell):
+        exponential = cell.forget_gate == "exponential"
+        return functools.partial(oracle.slstm_step, exponential=exponential)
+    if isinstance(cell, lj.ConvLSTMCell):
+        names = ("strides", "dilation", "padding")
+        return functools.partial(
+            oracle.conv_step, **{name: getattr(cell, name) for name in names}
+        )
+    functions = {
+        jax.nn.sigmoid: oracle.sigmoid,
+        jnp.tanh: np.tanh,
+        jax.nn.hard_sigmoid: oracle.hard_sigmoid,
+        jax.nn.soft_sign: oracle.softsign,
+        jax.nn.relu: lambda x: np.maximum(x, 0),
+    }
+    return functools.partial(
+        oracle.lstm_step,
+        variant=cell.variant,
+        gate=functions[cell.gate_activation],
+        g_act=functions[cell.candidate_activation],
+        h_act=functions[cell.output_activation],
+        clip=cell.clip,
+        cell_clip=cell.cell_clip,
+    )
+
+
+WITH_ORACLE = {
+    name: cell for name, cell in CELLS.items() if not isinstance(cell, lj.Regularized)
+}
+
+
+def as_float64(tree):
+    return {
+        name: np.array(value, np.float64)
+        for name, value in tree._asdict().items()
+        if value is not None
+    }
+
+
+@pytest.mark.parametrize("cell", WITH_ORACLE.values(), ids=WITH_ORACLE)
+@DIRECTIONS
+def test_cell_agrees_with_its_equations(cell, reverse):
+    """Values and the gradients of everything, against central differences."""
+    args, controls = case(cell)
+    step, kinds = oracle_step(cell), ("params", "xs", "state", "reset_state")
+
+    def flat(args):
+        out = {}
+        for kind, arg in zip(kinds, args, strict=True):
+            named = {"": np.array(arg, np.float64)} if kind == "xs" else as_float64(arg)
+            out |= {(kind, name): value for name, value in named.items()}
+        return out
+
+    def loop(arguments):
+        part = lambda kind: {n: v for (k, n), v in arguments.items() if k == kind}
+        return oracle.run(
+            step,
+            part("params"),
+            arguments["xs", ""],
+            part("state"),
+            part("reset_state"),
+            controls,
+            reverse,
+            cell.zero_state().h.shape,
+        )
+
+    run = functools.partial(scanned, cell, controls, reverse=reverse)
+    cotangents = random_like(5, jax.eval_shape(run, *args))
+    (last, ys), grads = value_and_pullback(run, args, cotangents)
+    expected_last, expected_ys = loop(flat(args))
+    assert_close(as_float64(last), expected_last)
+    assert_close(ys, expected_ys)
+
+    d_last, d_ys = as_float64(cotangents[0]), np.asarray(cotangents[1], np.float64)
+
+    def scalar(arguments):
+        last, ys = loop(arguments)
+        return np.vdot(d_ys, ys) + sum(np.vdot(d_last[n], last[n]) for n in last)
+
+    expected = oracle.gradients(scalar, flat(args))
+    for name, value in flat(grads).items():
+        assert_close(value, expected[name], name=str(name))
+
+
+def test_slstm_survives_extreme_gates():
+    """2,000 steps of pre-activations in the hundreds, with heads, in float32."""
+    cell = lj.SLSTMCell(4, 6, num_heads=3, forget_gate="exponential")
+    params = random_params(cell, 0)
+    params = params._replace(kernel=params.kernel * 200)
+    xs = normal(1, (2, 2000, 4))
+    cotangent = normal(2, (2, 2000, 6))
+
+    def loss(params, xs):
+        state, ys = lj.scan(cell, params, xs)
+        return jnp.vdot(cotangent, ys), (state, ys)
+
+    grads, (state, ys) = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, xs)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, state, ys)))
+    p = as_float64(params)
+    zeros = {name: np.zeros((2, 6)) for name in "hcnm"}
+    _, expected = oracle.run(
+        oracle_step(cell), p, np.array(xs, np.float64), zeros, zeros, {}, False, (6,)
+    )
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, xs))
+        assert_close(lj.scan(cell, *wide)[1], expected, "float64")
+    # In float32 a pre-activation of 1,000 has an error of 1e-4, so gates that
+    # nearly tie come out otherwise; not many do.
+    far = np.abs(ys - expected) > 1e-2
+    assert far.mean() < 1e-2
+
+
+def test_slstm_does_not_depend_on_how_it_is_stabilised():
+    """h is the same whatever m is carried, if c and n are scaled to match."""
+    cell = lj.SLSTMCell(3, 4)
+    params, xs = random_params(cell, 0), normal(1, (B, T, 3))
+    state = state_of(cell, 2)
+    shifted = state._replace(
+        m=state.m + 2, c=state.c * np.exp(-2), n=state.n * np.exp(-2)
+    )
+    first, second = (lj.scan(cell, params, xs, s)[1] for s in (state, shifted))
+    assert_close(first, second)
+
+
+def test_slstm_starts_as_its_authors_do():
+    params = lj.SLSTMCell(3, 8, num_heads=2).init(jax.random.key(0))
+    assert not params.recurrent_kernel.any()
+    i, f, g, o = np.split(np.asarray(params.bias), 4)
+    assert not (i.any() or g.any() or o.any())
+    power_law = 5 - 12 * (np.arange(4) / 3) ** 0.3
+    np.testing.assert_allclose(f, np.tile(power_law, 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["learned_start", "slstm"])
+def test_learned_start_begins_sequences_and_follows_resets(name):
+    cell = CELLS[name]
+    params = random_params(cell, 0)
+    xs = normal(1, (B, T, *cell.input_shape))
+    start = cell.initial_state(params, (B,))
+    np.testing.assert_array_equal(start.h[1], params.initial_h)
+    np.testing.assert_array_equal(start.c[1], params.initial_c)
+    reset = jnp.zeros((B, T), bool).at[:, 2].set(True)
+    options = dict(lengths=jnp.array([0, T, T]), reset=reset)
+    ours = lj.scan(cell, params, xs, **options)
+    assert_close(ours, lj.scan(cell, params, xs, start, reset_state=start, **options))
+    np.testing.assert_array_equal(ours[0].h[0], params.initial_h)
+    assert_close(ours[1][1:, 2:], lj.scan(cell, params, xs[1:, 2:])[1])
+    grads = jax.grad(lambda p: lj.scan(cell, p, xs, **options)[0].h[0].sum())(params)
+    np.testing.assert_array_equal(grads.initial_h, 1)
+
+
+def test_shorthand_fits_peepholes_and_a_learned_start():
+    cell = lj.LSTMCell(3, 4, peephole=True, learn_initial_state=True)
+    params, xs = random_params(cell, 0), normal(1, (B, T, 3))
+    assert_close(lj.lstm(params, xs), lj.scan(cell, params, xs))
+
+
+def test_only_the_standard_steps_are_called_standard():
+    assert all(cell.standard for cell in (CELLS["projection"], CELLS["learned_start"]))
+    names = ("NIG", "peephole", "norm_ba", "activations", "clip", "cell_clip", "heads")
+    assert not any(CELLS[name].standard for name in names)
+    assert lj.LSTMCell(2, 3, variant="NP") == lj.LSTMCell(2, 3)
+
+
+def test_variants_have_no_weights_for_gates_they_have_not():
+    for variant, gates in {"NIG": 3, "NFG": 3, "NOG": 3, "CIFG": 3, "FGR": 4}.items():
+        cell = lj.LSTMCell(2, 5, variant=variant, peephole=True, forget_bias=2.0)
+        params = cell.init(jax.random.key(0))
+        assert params.kernel.shape == (2, gates * 5)
+        assert params.peephole.shape == (gates - 1, 5)
+        assert params.bias.sum() == (0 if variant in ("NFG", "CIFG") else 10)
+
+
+BAD = {
+    "variant": (dict(variant="LSTM2"), "variant: expected one of None, 'NIG'"),
+    "layer_norm": (dict(layer_norm="batch"), "layer_norm: expected one of"),
+    "heads": (dict(num_heads=2), "num_heads: expected a divisor of hidden_size = 5"),
+    "heads_and_projection": (
+        dict(num_heads=5, proj_size=3),
+        "num_heads: expected a divisor of proj_size = 3, got 5",
+    ),
+    "peephole": (dict(variant="NP", peephole=True), "peephole: expected False with"),
+    "clip": (dict(clip=0.0), "clip: expected a limit above 0"),
+    "cell_clip": (dict(cell_clip=-1.0), "cell_clip: expected a limit above 0"),
+}
+
+
+@pytest.mark.parametrize("options, message", BAD.values(), ids=BAD)
+def test_cell_refuses_bad_options(options, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        lj.LSTMCell(3, 5, **options)
+
+
+def test_other_cells_refuse_bad_options():
+    with pytest.raises(ValueError, match="num_heads: expected a divisor of hidden"):
+        lj.SLSTMCell(3, 5, num_heads=2)
+    with pytest.raises(ValueError, match="forget_gate: expected one of 'sigmoid'"):
+        lj.SLSTMCell(3, 4, forget_gate="tanh")
+    with pytest.raises(ValueError, match="input_shape: expected 1 to 3 spatial axes"):
+        lj.ConvLSTMCell((3,), 4, 3)
+    with pytest.raises(TypeError, match="input_shape: expected a tuple"):
+        lj.ConvLSTMCell(3, 4, 3)
+    with pytest.raises(ValueError, match="kernel_size: expected one size or 2"):
+        lj.ConvLSTMCell((4, 4, 3), 4, (3, 3, 3))
+    with pytest.raises(ValueError, match="kernel_size: expected at most the input"):
+        lj.ConvLSTMCell((4, 4, 3), 4, 5, padding="valid")
+    with pytest.raises(ValueError, match="padding: expected one of 'same', 'valid'"):
+        lj.ConvLSTMCell((4, 4, 3), 4, 3, padding="causal")
+    with pytest.raises(TypeError, match="gate_activation: expected a function"):
+        lj.LSTMCell(3, 4, gate_activation="hard_sigmoid")
+    with pytest.raises(TypeError, match="clip: expected a number or None, got '1'"):
+        lj.LSTMCell(3, 4, clip="1")
+
+
+def test_wrong_states_and_inputs_are_refused_in_words():
+    cell = CELLS["slstm_exponential"]
+    params, xs = random_params(cell, 0), normal(1, (B, T, 2))
+    with pytest.raises(TypeError, match="expected an SLSTMState, got LSTMState"):
+        lj.scan(cell, params, xs, lj.LSTMState(xs[:, 0], xs[:, 0]))
+    conv = CELLS["conv2d"]
+    with pytest.raises(ValueError, match=r"xs: expected shape \[\*batch, T, \*S, I\]"):
+        lj.scan(conv, random_params(conv, 0), xs)
+    with pytest.raises(ValueError, match="gate_kernel: expected None for the standard"):
+        lj.lstm(random_params(CELLS["FGR"], 0), xs)
