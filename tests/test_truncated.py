@@ -14,18 +14,17 @@ from tests.common import assert_close, normal, random_controls, random_like
 
 B, I, H = 2, 3, 5
 MODEL = lj.LSTM(I, H, num_layers=2, dropout=0.4)
-RNN = {"w": normal(0, (I, H), scale=0.6), "u": normal(1, (H, H), scale=0.6)}
-ZEROS = jnp.zeros((B, H))
+RNN = {"w": normal(0, (1, I)), "u": normal(1, (1, I))}
+ZEROS = jnp.zeros((B, I))
 
 
 def rnn_loss(params, carry, xs, key):
-    """A plain network, which compiles fast; metrics of one shape for every length."""
-
-    def step(h, x):
-        h = jnp.tanh(x @ params["w"] + h @ params["u"])
-        return h, h
-
-    carry, ys = jax.lax.scan(step, carry, jnp.moveaxis(xs, 1, 0))
+    """A network of single units, which compiles fast."""
+    ys = []
+    for x in jnp.moveaxis(xs, 1, 0):
+        carry = jnp.tanh(x * params["w"] + carry * params["u"])
+        ys.append(carry)
+    ys = jnp.stack(ys)
     if key is not None:
         ys *= jax.random.bernoulli(key, 0.5, ys.shape).astype(ys.dtype)
     return jnp.sum(ys**3), (carry, {"size": xs.shape[1], "last": carry})
@@ -99,7 +98,7 @@ CASES = {
 
 @pytest.mark.parametrize(("length", "window", "depth"), CASES.values(), ids=CASES)
 def test_agrees_with_a_loop_by_hand(length, window, depth):
-    args = RNN, normal(2, (B, H)), normal(3, (B, length, I))
+    args = RNN, normal(2, (B, I)), normal(3, (B, length, I))
     run = truncated_value_and_grad(rnn_loss, window=window, depth=depth)
     expected = by_hand(rnn_loss, window, depth or window, *args)
     assert_close(jax.jit(run)(*args), expected)
@@ -119,7 +118,7 @@ def test_depth_decides_what_is_differentiated():
         assert difference > 1e-2 * np.abs(grads[2]["u"]).max()
 
 
-@pytest.mark.parametrize(("length", "depth"), [(6, 2), (7, 3), (6, 6)])
+@pytest.mark.parametrize(("length", "depth"), [(6, 2), (6, 6)])
 def test_stack_agrees_with_a_loop_by_hand(length, depth):
     params = random_like(1, MODEL.init(jax.random.key(0)))
     carry = random_like(2, MODEL.zero_state((B,)))
@@ -138,9 +137,9 @@ def test_stack_agrees_with_a_loop_by_hand(length, depth):
     assert_close(jax.jit(run)(*args, key), expected)
 
 
-@pytest.mark.parametrize(("window", "depth"), [(9, None), (9, 18), (2, 10), (4, 12)])
+@pytest.mark.parametrize(("window", "depth"), [(9, None), (2, 10)])
 def test_enough_depth_is_full_backpropagation(window, depth):
-    args = RNN, normal(2, (B, H)), normal(3, (B, 9, I)), None
+    args = RNN, normal(2, (B, I)), normal(3, (B, 9, I)), None
     run = truncated_value_and_grad(rnn_loss, window=window, depth=depth)
     (loss, (carry, _)), grads = jax.jit(run)(*args)
     (expected, (last, _)), whole = jax.value_and_grad(rnn_loss, has_aux=True)(*args)
@@ -214,7 +213,7 @@ def compiled(length, depth):
     return jax.jit(run).lower(params, carry, xs)
 
 
-@pytest.mark.parametrize("depth", [20, 50, 100])
+@pytest.mark.parametrize("depth", [20, 100])
 def test_memory_and_program_do_not_grow_with_time(depth):
     short, long = compiled(1_000, depth), compiled(10_000, depth)
     lines = lambda lowered: len(lowered.as_text().splitlines())
@@ -275,7 +274,7 @@ ERRORS = {
     ),
     "grows": (
         dict(loss_fn=grows, carry={"h": ZEROS}),
-        "carry['h']: expected loss_fn to return float32 [2, 5], as it was given, got "
+        "carry['h']: expected loss_fn to return float32 [2, 3], as it was given, got "
         "float32 [2, 4].",
     ),
     "metrics": (
