@@ -8,6 +8,7 @@ from lstm_jax.sequence import lstm as lstm
 from lstm_jax.sequence import resolve_implementation as resolve_implementation
 from lstm_jax.sequence import scan as scan
 from lstm_jax.sequence import scan_states as scan_states
+from lstm_jax.streaming import stream as stream
 from lstm_jax.types import Directions as Directions
 from lstm_jax.types import LSTMParams as LSTMParams
 from lstm_jax.types import LSTMState as LSTMState
@@ -26,4 +27,5 @@ __all__ = (
     "resolve_implementation",
     "scan",
     "scan_states",
+    "stream",
 )
