@@ -127,7 +127,7 @@ class _Sequence(NamedTuple):
 
     loss_fn: LossFn
     batch: PyTree
-    key: Array | None
+    key: Any
     length: int
     window: int
     depth: int
