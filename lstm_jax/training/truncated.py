@@ -127,7 +127,7 @@ class _Sequence(NamedTuple):
 
     loss_fn: LossFn
     batch: PyTree
-    key: Any
+    key: Array | None
     length: int
     window: int
     depth: int
@@ -148,12 +148,15 @@ class _Sequence(NamedTuple):
             lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, self.time_axis),
             self.batch,
         )
-        key = self.key
-        if self.fold_key and key is not None:
-            key = jax.random.fold_in(key, start)
+        key = self._key_of(start)
         loss, (after, metrics) = self.loss_fn(params, carry, piece, key)
         _check_carry(carry, after)
         return loss, (after, metrics)
+
+    def _key_of(self, start: Any) -> Any:
+        if self.key is None or not self.fold_key:
+            return self.key
+        return jax.random.fold_in(self.key, start)
 
 
 def _over_windows(
