@@ -83,12 +83,9 @@ CASES = {
     "default": (10, 4, None),
     "same": (8, 4, 4),
     "fewer": (10, 4, 3),
-    "one_step": (8, 4, 1),
     "fewer_than_the_last_window": (11, 4, 2),
     "more": (10, 4, 8),
-    "more_whole": (9, 3, 9),
     "all": (10, 3, 12),
-    "window_of_one": (5, 1, None),
     "window_of_one_back_three": (6, 1, 3),
     "window_longer_than_the_sequence": (5, 8, None),
     "window_longer_fewer": (5, 8, 3),
@@ -104,26 +101,13 @@ def test_agrees_with_a_loop_by_hand(length, window, depth):
     assert_close(jax.jit(run)(*args), expected)
 
 
-def test_depth_decides_what_is_differentiated():
-    args = RNN, ZEROS, normal(3, (B, 10, I))
-    (_, grads) = zip(
-        *(
-            jax.jit(truncated_value_and_grad(rnn_loss, window=5, depth=depth))(*args)
-            for depth in (2, 5, 10)
-        ),
-        strict=True,
-    )
-    for one, other in [(0, 1), (1, 2), (0, 2)]:
-        difference = np.abs(grads[one]["u"] - grads[other]["u"]).max()
-        assert difference > 1e-2 * np.abs(grads[2]["u"]).max()
-
-
-@pytest.mark.parametrize(("length", "depth"), [(6, 2), (6, 6)])
-def test_stack_agrees_with_a_loop_by_hand(length, depth):
+@pytest.mark.parametrize("depth", [1, 4])
+def test_stack_agrees_with_a_loop_by_hand(depth):
+    length = 4
     params = random_like(1, MODEL.init(jax.random.key(0)))
     carry = random_like(2, MODEL.zero_state((B,)))
     controls = random_controls(5, (B,), length, ("mask", "reset"))
-    within = np.arange(length) < np.array([[length], [5]])
+    within = np.arange(length) < np.array([[length], [3]])
     batch = {
         "xs": normal(3, (B, length, I)),
         "weights": normal(4, (B, length, H)),
@@ -131,9 +115,9 @@ def test_stack_agrees_with_a_loop_by_hand(length, depth):
         "reset": jnp.asarray(controls["reset"]),
     }
     key = jax.random.key(7)
-    run = truncated_value_and_grad(stack_loss, window=3, depth=depth)
+    run = truncated_value_and_grad(stack_loss, window=2, depth=depth)
     args = params, carry, batch
-    expected = by_hand(stack_loss, 3, depth, *args, key_of=lambda start: key)
+    expected = by_hand(stack_loss, 2, depth, *args, key_of=lambda start: key)
     assert_close(jax.jit(run)(*args, key), expected)
 
 
@@ -146,8 +130,9 @@ def test_enough_depth_is_full_backpropagation(window, depth):
     assert_close((loss, carry, grads), (expected, last, whole))
 
 
-@pytest.mark.parametrize("depth", [3, 8])
-@pytest.mark.parametrize("fold_key", [False, True])
+@pytest.mark.parametrize(
+    ("depth", "fold_key"), [(4, False), (3, True), (8, True)], ids=str
+)
 def test_keys(depth, fold_key):
     key = jax.random.key(3)
     args = RNN, ZEROS, normal(3, (B, 8, I))
@@ -157,21 +142,21 @@ def test_keys(depth, fold_key):
     assert_close(jax.jit(run)(*args, key), expected)
 
 
-@pytest.mark.parametrize("time_axis", [0, 2])
-def test_time_axis(time_axis):
+def test_time_may_be_the_first_axis():
     xs = normal(3, (B, 8, I))
     moved = lambda params, carry, xs, key: rnn_loss(
-        params, carry, jnp.moveaxis(xs, time_axis, 1), key
+        params, carry, jnp.moveaxis(xs, 0, 1), key
     )
-    run = truncated_value_and_grad(moved, window=4, time_axis=time_axis)
-    actual = jax.jit(run)(RNN, ZEROS, jnp.moveaxis(xs, 1, time_axis))
+    run = truncated_value_and_grad(moved, window=4, time_axis=0)
+    actual = jax.jit(run)(RNN, ZEROS, jnp.moveaxis(xs, 1, 0))
     assert_close(actual, by_hand(rnn_loss, 4, 4, RNN, ZEROS, xs))
 
 
 def test_jit_and_vmap_change_nothing():
     run = truncated_value_and_grad(rnn_loss, window=2, depth=4)
     xs = normal(3, (3, B, 6, I))
-    each = [jax.jit(run)(RNN, ZEROS, one) for one in xs]
+    jitted = jax.jit(run)
+    each = [jitted(RNN, ZEROS, one) for one in xs]
     assert_close(run(RNN, ZEROS, xs[0]), each[0])
     expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     assert_close(jax.jit(jax.vmap(run, (None, None, 0)))(RNN, ZEROS, xs), expected)
