@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 SIZE = 64
 SHORT, LONG = 10_000, 1_000_000
@@ -37,7 +38,7 @@ def measure(length: int, every: str | None, repeats: int) -> dict[str, float]:
         ys, pull = jax.vjp(run, params, xs)
         return ys, pull(cotangent)
 
-    compiled = gradient.lower(params, shape, shape).compile()
+    compiled: Any = gradient.lower(params, shape, shape).compile()
     before, times = resident(), []
     rng = np.random.default_rng(0)
     xs, cotangent = (

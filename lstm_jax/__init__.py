@@ -14,6 +14,7 @@ from lstm_jax.sequence import scan_states as scan_states
 from lstm_jax.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.slstm import SLSTMState as SLSTMState
 from lstm_jax.stack import Stack as Stack
+from lstm_jax.streaming import stream as stream
 from lstm_jax.types import Directions as Directions
 from lstm_jax.types import LSTMParams as LSTMParams
 from lstm_jax.types import LSTMState as LSTMState
@@ -40,4 +41,5 @@ __all__ = (
     "resolve_implementation",
     "scan",
     "scan_states",
+    "stream",
 )

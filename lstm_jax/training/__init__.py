@@ -10,6 +10,9 @@ from lstm_jax.training.penalties import (
 from lstm_jax.training.steps import TrainState as TrainState
 from lstm_jax.training.steps import create as create
 from lstm_jax.training.steps import make_train_step as make_train_step
+from lstm_jax.training.truncated import (
+    truncated_value_and_grad as truncated_value_and_grad,
+)
 from lstm_jax.training.weights import load_weights as load_weights
 from lstm_jax.training.weights import save_weights as save_weights
 
@@ -24,4 +27,5 @@ __all__ = (
     "make_train_step",
     "save_weights",
     "temporal_activation_penalty",
+    "truncated_value_and_grad",
 )

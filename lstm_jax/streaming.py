@@ -1,0 +1,227 @@
+"""Sequences longer than memory, a chunk at a time from an iterator."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lstm_jax import options, sequence, shapes
+from lstm_jax.types import PyTree
+
+_NAMES = ("xs", "mask", "reset")
+
+
+def stream(
+    model: Any,
+    params: PyTree,
+    chunks: Iterable[Any],
+    state: PyTree = None,
+    *,
+    chunk_size: int | None = None,
+    time_major: bool = False,
+    implementation: str | None = None,
+) -> Iterator[tuple[PyTree, PyTree]]:
+    """Runs a model over a sequence that comes in chunks, with the state handed on.
+
+    The chunks may have any lengths, 0 among them. They are cut anew into chunks of one
+    size, the last of them padded, so that one program runs them all::
+
+        chunks        0 1 2|3|4 5 6 7 8 9          chunk_size = 4
+        run           0 1 2 3|4 5 6 7|8 9 - -
+        ys            0 1 2 3|4 5 6 7|8 9
+
+    All outputs, joined, are those of one call on the whole sequence, and the last state
+    is the one of that call.
+
+    Each time the next results are asked for, as many of ``chunks`` are read as one run
+    needs, and none ahead. Results come back before they are computed, as from every JAX
+    function, so that the next chunk can be read meanwhile. At most three runs' inputs
+    are held in memory, besides the one of ``chunks`` that is being read.
+
+    Args:
+        model: a one-directional stack such as :class:`LSTM`, run by its ``apply``, or
+            any cell, run by :func:`scan`.
+        params: its parameters.
+        chunks: an iterable of arrays ``[*batch, t, I]``, or ``[t, *batch, I]`` if
+            ``time_major``, such as a generator that reads files or a socket. A chunk is
+            sliced and copied run by run, so that it may itself be longer than memory
+            (a memory-mapped file), and its memory may be used again for the next. With
+            controls, a chunk is a dict of ``"xs"`` and ``"mask"``, ``"reset"`` or both,
+            each as :func:`scan` takes it; a reset of a chunk's first step separates it
+            from the chunk before.
+        state: what the first chunk starts from; as the model takes it.
+        chunk_size: steps in one run; the length of the first chunk that has steps if
+            None.
+        time_major: whether the first axis is time.
+        implementation: see :func:`scan`.
+
+    Yields:
+        ``(state, ys)`` of each run: the state after it and its outputs, ``chunk_size``
+        steps of them but for the last run. Nothing where there is no step: the state is
+        then the one passed in.
+
+    Raises:
+        ValueError: at once, if the model is bidirectional or an option is wrong; when
+            it is read, if a chunk's shape, dtype or controls are not those of the
+            first, or not what the model takes.
+        TypeError: if a type or a dtype is wrong.
+
+    Example:
+        >>> import jax, numpy as np, lstm_jax as lj
+        >>> model = lj.LSTM(3, 5)
+        >>> params = model.init(jax.random.key(0))
+        >>> chunks = (np.ones((2, t, 3), np.float32) for t in (3, 1, 6))
+        >>> for state, ys in lj.stream(model, params, chunks, chunk_size=4):
+        ...     print(ys.shape)
+        (2, 4, 5)
+        (2, 4, 5)
+        (2, 2, 5)
+    """
+    if np.any(getattr(model, "bidirectional", False)):
+        raise ValueError(
+            "stream: expected a one-directional model, got bidirectional=True. Its "
+            "backward half needs the whole sequence: use apply."
+        )
+    if chunk_size is not None:
+        options.check_positive("chunk_size", chunk_size)
+    is_stack = hasattr(model, "cells")
+    run = functools.partial(
+        model.apply if is_stack else functools.partial(sequence.scan, model),
+        params,
+        time_major=time_major,
+        implementation=implementation,
+    )
+    read = _read(model.cells[0] if is_stack else model, chunks, time_major)
+    return _results(run, _recut(read, chunk_size), state)
+
+
+class _Chunk(NamedTuple):
+    """Inputs and controls of some steps.
+
+    Attributes:
+        arrays: by name; anything that has a shape and a dtype and can be sliced.
+        batch_shape: the batch axes.
+        axis: which axis is time.
+        length: how many steps there are; a buffer may have room for more.
+    """
+
+    arrays: dict[str, Any]
+    batch_shape: tuple[int, ...]
+    axis: int
+    length: int
+
+
+def _results(
+    run: Callable[..., tuple[PyTree, PyTree]], pieces: Iterator[_Chunk], state: PyTree
+) -> Iterator[tuple[PyTree, PyTree]]:
+    """Runs one piece after the other."""
+    before = None
+    for piece in pieces:
+        # Reading may be faster than computing, and a run that waits keeps its inputs:
+        # no more than two wait.
+        jax.block_until_ready(before)
+        before = state
+        # Lengths of NumPy, since their values are looked at. They are there for whole
+        # pieces too, so that the last one needs no program of its own.
+        lengths = np.full(piece.batch_shape, piece.length, np.int32)
+        state, ys = run(state=state, lengths=lengths, **piece.arrays)
+        if piece.length < piece.arrays["xs"].shape[piece.axis]:
+            steps = _steps(piece.axis, 0, piece.length)
+            ys = jax.tree.map(lambda y: y[steps], ys)
+        yield state, ys
+
+
+def _recut(chunks: Iterator[_Chunk], size: int | None) -> Iterator[_Chunk]:
+    """Copies the chunks' steps into new buffers of ``size`` steps each.
+
+    Copies, since JAX may read an array after its call has come back, and the reader may
+    use its memory again as soon as it is asked for more.
+    """
+    buffer, filled = None, 0
+    for chunk in chunks:
+        size = size or chunk.length
+        start = 0
+        while start < chunk.length:
+            if buffer is None:
+                buffer = _empty(chunk, size)
+            count = min(size - filled, chunk.length - start)
+            for name, array in chunk.arrays.items():
+                target = _steps(chunk.axis, filled, filled + count)
+                buffer.arrays[name][target] = array[
+                    _steps(chunk.axis, start, start + count)
+                ]
+            start, filled = start + count, filled + count
+            if filled == size:
+                yield buffer
+                buffer, filled = None, 0
+    if buffer is not None:
+        yield buffer._replace(length=filled)
+
+
+def _empty(chunk: _Chunk, size: int) -> _Chunk:
+    """A buffer for ``size`` steps like those of a chunk."""
+
+    def zeros(array):
+        shape = list(array.shape)
+        shape[chunk.axis] = size
+        return np.zeros(shape, array.dtype)
+
+    arrays = {name: zeros(array) for name, array in chunk.arrays.items()}
+    return chunk._replace(arrays=arrays, length=size)
+
+
+def _steps(axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    return (slice(None),) * axis + (slice(start, stop),)
+
+
+def _read(cell: Any, chunks: Iterable[Any], time_major: bool) -> Iterator[_Chunk]:
+    """Checks each chunk by itself and against the first."""
+    first = None
+    for index, chunk in enumerate(chunks):
+        try:
+            chunk = _checked(cell, chunk, time_major)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"chunks[{index}]: {error}") from None
+        first = first or chunk
+        expected, got = _describe(first), _describe(chunk)
+        if got != expected:
+            raise ValueError(
+                f"chunks[{index}]: expected {expected}, as chunks[0] has, got {got}. "
+                "Only t, the number of steps, may change."
+            )
+        yield chunk
+
+
+def _checked(cell: Any, chunk: Any, time_major: bool) -> _Chunk:
+    arrays = dict(chunk) if isinstance(chunk, Mapping) else {"xs": chunk}
+    if "xs" not in arrays or not set(arrays) <= set(_NAMES):
+        raise ValueError(
+            "expected 'xs' and maybe 'mask' and 'reset', got the keys "
+            f"{sorted(map(str, arrays))}. Lengths become a mask."
+        )
+    controls = (arrays.get("mask"), arrays.get("reset"))
+    batch_shape, length = shapes.check_sequence(cell, arrays["xs"], time_major)
+    shapes.check_controls(batch_shape, length, time_major, None, *controls)
+    # A slice of a JAX array is a program of its own, one for every start.
+    arrays = {
+        name: np.asarray(array) if isinstance(array, jax.Array) else array
+        for name, array in arrays.items()
+        if array is not None
+    }
+    axis = 0 if time_major else len(batch_shape)
+    return _Chunk(arrays, batch_shape, axis, length)
+
+
+def _describe(chunk: _Chunk) -> str:
+    """What has to be the same from chunk to chunk."""
+    described = []
+    for name in sorted(chunk.arrays):
+        array = chunk.arrays[name]
+        shape: list[Any] = list(array.shape)
+        shape[chunk.axis] = "t"
+        described.append(f"{name} {array.dtype} [{', '.join(map(str, shape))}]")
+    return ", ".join(described)
