@@ -142,8 +142,8 @@ def _params_template(cell: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _state_template(cell: Any) -> Any:
-    return jax.eval_shape(cell.zero_state)
+def _state_template(cell: Any, *args: Any) -> Any:
+    return jax.eval_shape(lambda: cell.zero_state(*args))
 
 
 def check_params(cell: Any, params: Any, name: str = "params") -> None:
@@ -281,7 +281,7 @@ def conform_state(
         if hasattr(cell, "initial_state"):
             return cell.initial_state(params, batch_shape, dtype)
         return cell.zero_state(batch_shape, dtype)
-    template = jax.eval_shape(lambda: cell.zero_state(batch_shape, dtype))
+    template = _state_template(cell, batch_shape, jnp.dtype(dtype))
     if hasattr(template, "_fields") and type(state) is not type(template):
         expected = type(template).__name__
         hint = _PAIR if isinstance(state, (tuple, list)) and len(state) == 2 else ""
