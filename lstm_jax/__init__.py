@@ -4,6 +4,8 @@ from lstm_jax import convert as convert
 from lstm_jax.cell import LSTMCell as LSTMCell
 from lstm_jax.layers import LSTM as LSTM
 from lstm_jax.loop import implementations as implementations
+from lstm_jax.parallel import ParallelReport as ParallelReport
+from lstm_jax.parallel import parallel_scan as parallel_scan
 from lstm_jax.sequence import lstm as lstm
 from lstm_jax.sequence import resolve_implementation as resolve_implementation
 from lstm_jax.sequence import scan as scan
@@ -20,9 +22,11 @@ __all__ = (
     "LSTMCell",
     "LSTMParams",
     "LSTMState",
+    "ParallelReport",
     "convert",
     "implementations",
     "lstm",
+    "parallel_scan",
     "resolve_implementation",
     "scan",
     "scan_states",
