@@ -196,7 +196,8 @@ def _linearisation(
         after, push = jax.linearize(take, states)
         identity = jnp.eye(states.shape[-1], dtype=states.dtype)
         basis = jnp.expand_dims(identity, tuple(range(1, states.ndim)))
-        columns = jnp.broadcast_to(basis, (len(identity), *states.shape))
+        # Added to zeros and not broadcast: see loop._vary.
+        columns = basis + jnp.expand_dims(jnp.zeros_like(states), 0)
         return after, jnp.moveaxis(jax.vmap(push)(columns), 0, -1)
 
     return linearise

@@ -22,7 +22,7 @@ METHODS = ("deer", "quasi-deer", "elk", "quasi-elk")
 
 # Where none is asked for; by dtype of the computation.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
-DAMPING = 1.0
+DAMPING = 0.01
 
 
 class ParallelReport(NamedTuple):
@@ -88,7 +88,7 @@ def parallel_scan(
             quasi method, of the linear solve behind it.
         tolerance: an iteration that changes no state by more than this is the last one;
             None for 1e-5, and 1e-10 in float64.
-        damping: of "elk" and "quasi-elk", more for smaller steps; None for 1.
+        damping: of "elk" and "quasi-elk", more for smaller steps; None for 0.01.
         lengths: as in :func:`lstm_jax.scan`, and so are the next five.
         mask: which steps are valid.
         reset: where a new segment begins.
