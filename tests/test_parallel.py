@@ -25,7 +25,7 @@ from tests.common import (
 from tests.test_sequence import GRUCell
 
 CELL = lj.LSTMCell(2, 3)
-B, T = 3, 7
+B, T = 3, 6
 ALL = ("lengths", "mask", "reset")
 # A linear rate ends where the change is small: the error may still be larger than it.
 OPTIONS = {"quasi-deer": {"tolerance": 1e-6}, "quasi-elk": {"tolerance": 1e-6}}
@@ -91,9 +91,8 @@ def test_every_method_agrees_with_scan(method):
     assert_agrees(CELL, (B,), T, ALL, method)
 
 
-@pytest.mark.parametrize("method", ["deer", "quasi-deer"])
-def test_reverse_agrees_with_scan(method):
-    assert_agrees(CELL, (B,), T, ALL, method, reverse=True)
+def test_reverse_agrees_with_scan():
+    assert_agrees(CELL, (B,), T, ALL, "deer", reverse=True)
 
 
 @pytest.mark.parametrize("names", [(name,) for name in ALL], ids=str)
@@ -104,7 +103,7 @@ def test_each_control_agrees_with_scan(names):
 
 
 def test_several_batch_axes_agree_with_scan():
-    assert_agrees(CELL, (2, 3), 5, ALL, "deer")
+    assert_agrees(CELL, (2, 3), 4, ALL, "deer")
 
 
 @pytest.mark.parametrize("length", [1, 2, 63])
