@@ -5,6 +5,8 @@ from lstm_jax.cell import LSTMCell as LSTMCell
 from lstm_jax.convlstm import ConvLSTMCell as ConvLSTMCell
 from lstm_jax.layers import LSTM as LSTM
 from lstm_jax.loop import implementations as implementations
+from lstm_jax.parallel import ParallelReport as ParallelReport
+from lstm_jax.parallel import parallel_scan as parallel_scan
 from lstm_jax.regularization import Regularized as Regularized
 from lstm_jax.regularization import embedding_dropout as embedding_dropout
 from lstm_jax.sequence import lstm as lstm
@@ -30,6 +32,7 @@ __all__ = (
     "LSTMCell",
     "LSTMParams",
     "LSTMState",
+    "ParallelReport",
     "Regularized",
     "SLSTMCell",
     "SLSTMState",
@@ -38,6 +41,7 @@ __all__ = (
     "embedding_dropout",
     "implementations",
     "lstm",
+    "parallel_scan",
     "resolve_implementation",
     "scan",
     "scan_states",

@@ -64,7 +64,7 @@ def run(
     The arguments are those of :func:`lstm_jax.scan`, checked, with time in front; no
     state is missing.
     """
-    valid, reset = _controls(xs.shape[0], lengths, mask, reset, reverse)
+    valid, reset = step_controls(xs.shape[0], lengths, mask, reset, reverse)
     dtype = getattr(cell, "dtype", None) or xs.dtype
     params, xs = cast_params(params, dtype), xs.astype(dtype)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
@@ -73,7 +73,7 @@ def run(
         # so states and outputs are float32 inside the loop. The products are not.
         widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
         xs, state, reset_state = jax.tree.map(widen, (xs, state, reset_state))
-    state = _vary(state, (params, xs, state, valid, reset, reset_state))
+    state = vary(state, (params, xs, state, valid, reset, reset_state))
     if valid is not None:
         # 0 * NaN is NaN: what stands in padding must go before the first product.
         xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
@@ -109,7 +109,7 @@ def run(
     return state, jax.tree.map(lambda y: y.astype(dtype), ys)
 
 
-def _vary(state: PyTree, others: PyTree) -> PyTree:
+def vary(state: PyTree, others: PyTree) -> PyTree:
     """Lets the state vary over the axes of ``shard_map`` that its inputs vary over.
 
     A loop's carry must have one type throughout, and zeros vary over no axis. A zero
@@ -124,7 +124,7 @@ def _vary(state: PyTree, others: PyTree) -> PyTree:
     return jax.tree.map(add_zeros, state)
 
 
-def _controls(
+def step_controls(
     length: int,
     lengths: Array | None,
     mask: Array | None,

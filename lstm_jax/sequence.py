@@ -225,7 +225,7 @@ def resolve_implementation(
         >>> lj.resolve_implementation(cell, params, jnp.ones((2, 7, 3)))
         'xla'
     """
-    _prepare(
+    prepare(
         cell,
         params,
         xs,
@@ -257,7 +257,7 @@ def check_arguments(
     return batch_shape, length
 
 
-def _prepare(
+def prepare(
     cell,
     params,
     xs,
@@ -294,7 +294,7 @@ def _checked(
 ) -> tuple[PyTree, PyTree]:
     if key is not None:
         shapes.check_key(key)
-    xs, state, reset_state = _prepare(
+    xs, state, reset_state = prepare(
         cell,
         params,
         xs,

@@ -85,10 +85,10 @@ def _run(cell, reverse, emit_states, params, xs, state, controls):
         ys = [None] * length
         for t in reversed(range(length)) if reverse else range(length):
             z, ok, new = jax.tree.map(lambda leaf: leaf[t], (zs, valid, reset))
-            state = _enter(state, new, controls.reset_state)
+            state = enter(state, new, controls.reset_state)
             pre = _keep(cell, z, cell.recur(params, state))
-            state, y = _hold(ok, state, _update(cell, params, state, pre))
-            ys[t] = _emit(emit_states, ok, state, y)
+            state, y = hold(ok, state, _update(cell, params, state, pre))
+            ys[t] = emit(emit_states, ok, state, y)
         return state, _stack(ys)
 
     steps = (xs, controls.valid, controls.reset)
@@ -103,10 +103,10 @@ def _run_jvp(cell, reverse, emit_states, primals, tangents):
 
     def step(state, inputs):
         x, ok, new = inputs
-        state = _enter(state, new, controls.reset_state)
+        state = enter(state, new, controls.reset_state)
         pre = _keep(cell, cell.project(params, x), cell.recur(params, state))
-        after, y = _hold(ok, state, _update(cell, params, state, pre))
-        return after, (_emit(emit_states, ok, after, y), state, pre)
+        after, y = hold(ok, state, _update(cell, params, state, pre))
+        return after, (emit(emit_states, ok, after, y), state, pre)
 
     steps = (xs, controls.valid, controls.reset)
     last, (ys, states, pres) = lax.scan(step, state, steps, reverse=reverse)
@@ -126,17 +126,17 @@ def _run_jvp(cell, reverse, emit_states, primals, tangents):
 
     def d_step(d_state, inputs):
         (d_z, d_r), state, pre, ok, new = inputs
-        d_state = _enter(d_state, new, d_controls.reset_state)
+        d_state = enter(d_state, new, d_controls.reset_state)
         _, d_through = jax.jvp(lambda s: cell.recur(params, s), (state,), (d_state,))
         d_r = d_through if d_r is None else _add(d_r, d_through)
         d_pre = _keep(cell, d_z, d_r)
-        d_after, d_y = _hold(ok, d_state, d_update(state, pre, d_state, d_pre))
-        return d_after, _emit(emit_states, ok, d_after, d_y)
+        d_after, d_y = hold(ok, d_state, d_update(state, pre, d_state, d_pre))
+        return d_after, emit(emit_states, ok, d_after, d_y)
 
     d_pres = _keep(cell, _without_float0(d_zs), d_rs)
     d_steps = (d_pres, states, pres, controls.valid, controls.reset)
     d_last, d_ys = lax.scan(d_step, d_state, d_steps, reverse=reverse)
-    return (last, _batch_axis_first(ys)), (d_last, _batch_axis_first(d_ys))
+    return (last, batch_axis_first(ys)), (d_last, batch_axis_first(d_ys))
 
 
 def _without_float0(tangents: PyTree) -> PyTree:
@@ -155,7 +155,7 @@ def _with_float0(primals: PyTree, tangents: PyTree) -> PyTree:
     )
 
 
-def _batch_axis_first(ys: PyTree) -> PyTree:
+def batch_axis_first(ys: PyTree) -> PyTree:
     """Returns ``ys`` as it is, with the axis that ``vmap`` adds in front.
 
     Under jvp of vmap of jit, JAX takes the added axis of a rule's outputs to stand
@@ -184,14 +184,14 @@ def _update(cell: Cell, params: PyTree, state: PyTree, kept: tuple) -> tuple:
     return cell.update(params, state, z, r)
 
 
-def _enter(state: PyTree, reset: Array | None, reset_state: PyTree) -> PyTree:
+def enter(state: PyTree, reset: Array | None, reset_state: PyTree) -> PyTree:
     """The state that enters a step."""
     if reset is None:
         return state
     return where_rows(reset, reset_state, state)
 
 
-def _hold(valid: Array | None, before: PyTree, after: tuple[PyTree, PyTree]) -> Any:
+def hold(valid: Array | None, before: PyTree, after: tuple[PyTree, PyTree]) -> Any:
     """The state after a step that may not be valid; the output as it is."""
     if valid is None:
         return after
@@ -199,7 +199,7 @@ def _hold(valid: Array | None, before: PyTree, after: tuple[PyTree, PyTree]) -> 
     return where_rows(valid, state, before), y
 
 
-def _emit(emit_states: bool, valid: Array | None, state: PyTree, y: PyTree) -> PyTree:
+def emit(emit_states: bool, valid: Array | None, state: PyTree, y: PyTree) -> PyTree:
     """What a step puts out."""
     out = state if emit_states else y
     if valid is None:

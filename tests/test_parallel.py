@@ -1,0 +1,439 @@
+"""A cell in parallel over time: the values, gradients and transforms of scan."""
+
+import dataclasses
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import lstm_jax as lj
+from lstm_jax.parallel import affine
+from lstm_jax.parallel.scan import METHODS
+from tests.common import (
+    assert_close,
+    cell_cases,
+    normal,
+    random_controls,
+    random_inputs,
+    random_like,
+    random_params,
+    random_state,
+    value_and_pullback,
+)
+from tests.test_sequence import GRUCell
+
+CELL = lj.LSTMCell(2, 3)
+B, T = 3, 6
+ALL = ("lengths", "mask", "reset")
+# A linear rate ends where the change is small: the error may still be larger than it.
+OPTIONS = {"quasi-deer": {"tolerance": 1e-6}, "quasi-elk": {"tolerance": 1e-6}}
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def arguments(cell, batch_shape=(B,), length=T, dtype="float32"):
+    size = cell.size if isinstance(cell, GRUCell) else cell.input_size
+    return (
+        random_params(cell, 0, dtype),
+        normal(1, (*batch_shape, length, size), dtype),
+        random_state(cell, 2, batch_shape, dtype),
+        random_state(cell, 3, batch_shape, dtype),
+    )
+
+
+def both(cell, batch_shape, length, names, method, *, reverse=False, **options):
+    """The function under test and scan, of all float arguments."""
+    controls = random_controls(4, batch_shape, length, names)
+    options = {"method": method, **OPTIONS.get(method, {}), **options}
+
+    def start(reset_state):
+        return {"reset_state": reset_state} if "reset" in names else {}
+
+    def parallel(params, xs, state, reset_state):
+        *out, report = lj.parallel_scan(
+            cell,
+            params,
+            xs,
+            state,
+            **start(reset_state),
+            **controls,
+            reverse=reverse,
+            **options,
+        )
+        return tuple(out), report
+
+    def scan(params, xs, state, reset_state):
+        start_of = start(reset_state)
+        return lj.scan(cell, params, xs, state, **start_of, **controls, reverse=reverse)
+
+    return parallel, scan
+
+
+def assert_agrees(cell, batch_shape, length, names, method, dtype="float32", **options):
+    """Values and all gradients against those of scan."""
+    parallel, scan = both(cell, batch_shape, length, names, method, **options)
+    args = arguments(cell, batch_shape, length, dtype)
+    cotangents = random_like(5, jax.eval_shape(scan, *args))
+
+    @jax.jit
+    def actual(args, cotangents):
+        out, pull, report = jax.vjp(parallel, *args, has_aux=True)
+        return (out, pull(cotangents)), report
+
+    out, report = actual(args, cotangents)
+    assert report.converged and report.iterations.dtype == jnp.int32
+    assert_close(out, value_and_pullback(scan, args, cotangents), dtype)
+
+
+@every_method
+def test_every_method_agrees_with_scan(method):
+    assert_agrees(CELL, (B,), T, ("mask",), method)
+
+
+def test_reverse_agrees_with_scan():
+    assert_agrees(CELL, (B,), T, ALL, "deer", reverse=True)
+
+
+@pytest.mark.parametrize("names", [(name,) for name in ALL], ids=str)
+def test_each_control_agrees_with_scan(names):
+    parallel, scan = both(CELL, (B,), T, names, "quasi-deer")
+    args = arguments(CELL)
+    assert_close(parallel(*args)[0], scan(*args))
+
+
+def test_several_batch_axes_agree_with_scan():
+    assert_agrees(CELL, (2, 3), 4, ALL, "deer")
+
+
+@pytest.mark.parametrize("length", [1, 2, 63])
+def test_any_length_agrees_with_scan(length):
+    assert_agrees(CELL, (), length, ("reset",), "quasi-deer")
+
+
+@pytest.mark.parametrize(
+    "cell", [lj.LSTMCell(3, 4, proj_size=2), GRUCell(3)], ids=["projection", "gru"]
+)
+def test_other_cells_agree_with_scan(cell):
+    assert_agrees(cell, (2,), 5, ("lengths",), "deer")
+
+
+def test_units_of_another_cell_agree_with_scan():
+    assert_agrees(GRUCell(3), (2,), 5, ("lengths",), "quasi-deer")
+
+
+def test_float64_agrees_with_scan():
+    with jax.enable_x64(True):
+        assert_agrees(CELL, (2,), 5, ALL, "quasi-deer", "float64", tolerance=1e-13)
+
+
+def test_half_precision_agrees_with_scan():
+    params, xs, *_ = arguments(CELL)
+    xs = xs.astype(jnp.bfloat16)
+    state, ys, report = lj.parallel_scan(CELL, params, xs)
+    assert report.converged and report.residual.dtype == jnp.float32
+    expected = lj.scan(CELL, params, xs)
+    assert_close((state, ys), expected, "bfloat16")
+    dtypes = lambda tree: [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    assert dtypes((state, ys)) == dtypes(expected)
+
+
+def test_no_steps_give_the_state_back():
+    params, xs, state, _ = arguments(CELL)
+    last, ys, report = lj.parallel_scan(CELL, params, xs[:, :0], state)
+    assert_close(last, state)
+    assert ys.shape == (B, 0, 3) and report.converged
+
+
+def test_time_major_agrees():
+    params, xs, state, _ = arguments(CELL)
+    mask = random_controls(4, (B,), T, ("mask",))["mask"]
+    front = lambda leaf: jnp.moveaxis(jnp.asarray(leaf), 1, 0)
+    last, ys, _ = lj.parallel_scan(
+        CELL, params, front(xs), state, mask=front(mask), time_major=True
+    )
+    expected, expected_ys = lj.scan(CELL, params, xs, state, mask=mask)
+    assert_close((last, ys), (expected, front(expected_ys)))
+
+
+@pytest.mark.parametrize("method", ["deer", "quasi-deer"])
+def test_iterations_are_exact_for_as_many_steps(method):
+    cell = lj.LSTMCell(2, 4)
+    params, xs, *_ = arguments(cell, (), 20)
+    params = params._replace(recurrent_kernel=8 * params.recurrent_kernel)
+    _, expected = lj.scan(cell, params, xs)
+    _, ys, report = lj.parallel_scan(cell, params, xs, method=method, max_iterations=3)
+    # One more step: outputs are taken from the states before them.
+    assert_close(ys[:4], expected[:4])
+    assert np.abs(ys - expected).max() > 1e-2
+    assert report.iterations == 3
+    assert not report.converged and report.residual > 1e-3
+
+
+def test_units_that_do_not_meet_are_solved_as_by_whole_jacobians():
+    params, xs, *_ = arguments(CELL)
+    own = jnp.tile(jnp.eye(3), 4) * params.recurrent_kernel
+    run = lambda method: lj.parallel_scan(
+        CELL, params._replace(recurrent_kernel=own), xs, method=method, max_iterations=2
+    )
+    assert_close(run("quasi-deer")[1], run("deer")[1])
+
+
+def test_report_says_whether_it_converged():
+    params, xs, *_ = arguments(CELL)
+    *_, report = lj.parallel_scan(CELL, params, xs, max_iterations=1)
+    assert not report.converged and report.iterations == 1
+    # One step is exact at once, and nothing has yet said that it is.
+    *_, report = lj.parallel_scan(CELL, params, xs[:, :1], max_iterations=1)
+    assert not report.converged and report.residual < 1e-5
+    *_, report = lj.parallel_scan(CELL, params, xs)
+    assert report.converged and report.iterations < T and report.residual < 1e-5
+
+
+def test_damping_converges_where_newton_needs_many_iterations():
+    """Steps that contract along the solution, but not along the way to it."""
+    cell = lj.LSTMCell(2, 2)
+    params = random_params(cell, 0)
+    params = params._replace(recurrent_kernel=16 * params.recurrent_kernel)
+    xs = normal(9, (150, 2), scale=0.3)
+    options = {"max_iterations": 40}
+    *_, undamped = lj.parallel_scan(cell, params, xs, **options)
+    state, ys, damped = lj.parallel_scan(cell, params, xs, method="elk", **options)
+    assert damped.converged and not undamped.converged
+    assert_close((state, ys), lj.scan(cell, params, xs))
+
+
+def test_more_damping_takes_smaller_steps():
+    params, xs, *_ = arguments(CELL, (), 7)
+    few, many = (
+        lj.parallel_scan(CELL, params, xs, method="quasi-elk", damping=damping)[2]
+        for damping in (0.01, 10.0)
+    )
+    assert few.converged and many.converged
+    assert many.iterations > 2 * few.iterations
+
+
+def test_padding_reaches_nothing():
+    params, xs, state, _ = arguments(CELL)
+    lengths = jnp.array([0, 4, T])
+    padding = np.arange(T)[:, None] >= np.array([0, 4, T])[:, None, None]
+
+    def loss(params, xs):
+        last, ys, report = lj.parallel_scan(CELL, params, xs, state, lengths=lengths)
+        return jnp.sum(ys**2) + jnp.sum(last.c), report
+
+    value_and_grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    clean = value_and_grads(params, jnp.where(padding, 0, xs))
+    dirty = value_and_grads(params, jnp.where(padding, np.nan, xs))
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+
+
+@pytest.mark.parametrize("method", ["deer", "quasi-elk"])
+def test_a_row_that_is_not_finite_is_reported_and_leaves_the_others(method):
+    params, xs, *_ = arguments(CELL)
+    bad = xs.at[1, 3].set(jnp.nan)
+    _, ys, report = lj.parallel_scan(CELL, params, bad, method=method)
+    _, expected = lj.scan(CELL, params, xs)
+    assert_close(ys[::2], expected[::2])
+    assert not report.converged and np.isnan(report.residual)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exponential:
+    """A cell that overflows at a state it never reaches."""
+
+    input_size: int = 1
+
+    def init(self, key):
+        return jnp.ones((1, 1))
+
+    def zero_state(self, batch_shape=(), dtype=jnp.float32):
+        return jnp.zeros((*batch_shape, 1), dtype)
+
+    def project(self, params, xs):
+        return xs
+
+    def recur(self, params, state):
+        return jnp.matmul(state, params)
+
+    def update(self, params, state, z, r):
+        h = 0.1 * jnp.exp(r) + z
+        return h, h
+
+
+@every_method
+def test_guesses_that_overflow_are_left(method):
+    cell, xs = Exponential(), normal(1, (T, 1))
+    args = jnp.ones((1, 1)), xs, jnp.full((1,), 200.0)
+    reset = np.arange(T) == 0
+    *out, report = lj.parallel_scan(cell, *args, reset=reset, method=method)
+    assert report.converged
+    assert_close(tuple(out), lj.scan(cell, *args, reset=reset))
+
+
+def test_gradient_that_does_not_converge_is_nan():
+    params, xs, *_ = arguments(CELL)
+
+    def loss(params):
+        return lj.parallel_scan(
+            CELL, params, xs, method="quasi-deer", max_iterations=1
+        )[1].sum()
+
+    assert all(np.isnan(leaf).all() for leaf in jax.grad(loss)(params)[:2])
+
+
+@pytest.mark.parametrize("method", ["deer", "quasi-deer"])
+def test_jvp_of_vmap_of_jit_agrees_with_a_loop(method):
+    parallel, scan = both(CELL, (2,), 5, ALL, method)
+    args = arguments(CELL, (2,), 5)
+    inner = jax.jit(lambda xs, state: parallel(args[0], xs, state, args[3])[0])
+    each = lambda xs, state: scan(args[0], xs, state, args[3])
+    spread = lambda leaf, axis: jnp.stack([leaf, -leaf], axis)
+    # The added axis of xs is not in front: see recurrence.xla.batch_axis_first.
+    many = spread(args[1], 1), jax.tree.map(lambda leaf: spread(leaf, 0), args[2])
+    tangents = random_like(6, many)
+    mapped = lambda run: jax.vmap(run, (1, 0))
+    actual = jax.jvp(mapped(inner), many, tangents)
+    assert_close(actual, jax.jit(lambda *a: jax.jvp(mapped(each), *a))(many, tangents))
+
+
+@pytest.mark.parametrize(
+    "method, second",
+    [("deer", jax.jacfwd), ("quasi-deer", jax.jacrev)],
+    ids=["forward_over_reverse", "reverse_over_reverse"],
+)
+def test_hessian_agrees_with_scan(method, second):
+    cell = lj.LSTMCell(1, 1)
+    with jax.enable_x64(True):
+        parallel, scan = both(cell, (), 3, ("reset",), method, tolerance=1e-14)
+        args = arguments(cell, (), 3, "float64")
+        flat, restore = jax.flatten_util.ravel_pytree(args)
+        weights = random_like(8, jax.eval_shape(scan, *args))
+
+        def loss(run):
+            dots = lambda out: jax.tree.leaves(jax.tree.map(jnp.vdot, weights, out))
+            return lambda flat: jnp.tanh(sum(dots(run(*restore(flat)))))
+
+        function = loss(lambda *args: parallel(*args)[0])
+        expected = jax.jit(jax.hessian(loss(scan)))(flat)
+        assert_close(jax.jit(second(jax.grad(function)))(flat), expected, "float64")
+
+
+def test_shard_map_over_two_devices_agrees():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    params, xs, *_ = arguments(CELL, (4,), 5)
+    run = lambda params, xs: lj.parallel_scan(CELL, params, xs, method="quasi-deer")[1]
+    sharded = jax.shard_map(
+        run, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data")
+    )
+    assert_close(jax.jit(sharded)(params, xs), lj.scan(CELL, params, xs)[1])
+
+
+ERRORS = {
+    "method": ({"method": "newton"}, ValueError, "method: expected one of 'deer'"),
+    "no_iterations": ({"max_iterations": 0}, ValueError, "max_iterations: .* least 1"),
+    "half_iteration": ({"max_iterations": 1.5}, TypeError, "max_iterations: .*integer"),
+    "tolerance": ({"tolerance": -1e-3}, ValueError, "tolerance: .* at least 0"),
+    "tolerance_kind": ({"tolerance": "low"}, TypeError, "tolerance: .* a number"),
+    "damping": ({"method": "elk", "damping": 0}, ValueError, "damping: .* more than 0"),
+    "damping_nan": ({"method": "elk", "damping": np.nan}, ValueError, "damping: "),
+    "undamped": ({"damping": 1.0}, ValueError, "damping: expected None with .*'deer'"),
+    "reset_state": ({"reset_state": 0}, ValueError, "reset_state: expected None"),
+    "state": ({"state": 0}, TypeError, "state: expected an LSTMState"),
+}
+
+
+@pytest.mark.parametrize("options, kind, message", ERRORS.values(), ids=ERRORS)
+def test_wrong_options_are_refused_in_words(options, kind, message):
+    params, xs, *_ = arguments(CELL)
+    with pytest.raises(kind, match=message):
+        lj.parallel_scan(CELL, params, xs, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoPieces(GRUCell):
+    """A cell whose pre-activations are not one array."""
+
+    def recur(self, params, state):
+        r = super().recur(params, state)
+        return r, r
+
+
+@pytest.mark.parametrize(
+    "cell, reason",
+    [
+        (lj.LSTMCell(3, 4, proj_size=2), r"state have the shapes \[2\], \[4\]"),
+        (TwoPieces(3), r"recur returns \[3, 9\], \[3, 9\]"),
+    ],
+    ids=["projection", "pieces"],
+)
+def test_cells_without_units_are_refused_by_quasi_methods(cell, reason):
+    params, xs, *_ = arguments(cell)
+    with pytest.raises(ValueError, match=f"method: expected 'deer' or 'elk'.*{reason}"):
+        lj.parallel_scan(cell, params, xs, method="quasi-elk")
+
+
+def recurrences(m):
+    """Blocks and offsets of a recurrence, and the matrix of all of it."""
+    blocks, offsets = (
+        normal(0, (6, 2, m, m), "float64"),
+        normal(1, (6, 2, m), "float64"),
+    )
+    matrix = np.eye(6 * m)
+    for t in range(1, 6):
+        matrix[t * m : (t + 1) * m, (t - 1) * m : t * m] = -blocks[t, 1]
+    return blocks, offsets, matrix
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_affine_solutions_agree_with_the_matrix(m):
+    with jax.enable_x64(True):
+        blocks, offsets, matrix = recurrences(m)
+        right = np.asarray(offsets[:, 1]).ravel()
+        for solve, left in (
+            (affine.solve, matrix),
+            (affine.solve_transposed, matrix.T),
+        ):
+            actual = solve(blocks, offsets)[:, 1].ravel()
+            assert_close(actual, np.linalg.solve(left, right), "float64")
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_damped_solution_is_that_of_a_filter_step_by_step(m):
+    with jax.enable_x64(True):
+        blocks, offsets, _ = recurrences(m)
+        actual = affine.solve_damped(blocks, offsets, jnp.float64(0.3))[:, 1]
+        mean, covariance, means = np.zeros(m), np.zeros((m, m)), []
+        for a, b in zip(
+            np.asarray(blocks[:, 1]), np.asarray(offsets[:, 1]), strict=True
+        ):
+            mean, covariance = a @ mean + b, a @ covariance @ a.T + np.eye(m)
+            gain = covariance @ np.linalg.inv(covariance + np.eye(m) / 0.3)
+            mean, covariance = mean - gain @ mean, covariance - gain @ covariance
+            means.append(mean)
+        assert_close(actual, np.stack(means), "float64")
+
+
+OTHERS = {
+    "FGR": "deer",
+    "norm_ba": "deer",
+    "heads": "quasi-deer",
+    "learned_start": "quasi-deer",
+    "slstm": "deer",
+    "conv1d": "deer",
+    "regularized": "deer",
+}
+
+
+@pytest.mark.parametrize("name, method", OTHERS.items(), ids=OTHERS)
+def test_other_cells_agree_with_scan(name, method):
+    cell = cell_cases()[name]
+    params, xs = random_params(cell, 0), random_inputs(cell, 1, (2,), 12)
+    controls = random_controls(2, (2,), 12, ("lengths", "reset"))
+    state, ys, report = lj.parallel_scan(
+        cell, params, xs, method=method, tolerance=1e-6, **controls
+    )
+    assert report.converged
+    assert_close((state, ys), lj.scan(cell, params, xs, **controls))
