@@ -428,7 +428,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name, method", OTHERS.items(), ids=OTHERS)
-def test_other_cells_agree_with_scan(name, method):
+def test_every_kind_of_cell_agrees_with_scan(name, method):
     cell = cell_cases()[name]
     params, xs = random_params(cell, 0), random_inputs(cell, 1, (2,), 12)
     controls = random_controls(2, (2,), 12, ("lengths", "reset"))
