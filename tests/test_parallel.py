@@ -1,6 +1,7 @@
 """A cell in parallel over time: the values, gradients and transforms of scan."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.flatten_util
@@ -31,6 +32,10 @@ B, T = 3, 6
 ALL = ("lengths", "mask", "reset")
 # A linear rate ends where the change is small: the error may still be larger than it.
 OPTIONS = {"quasi-deer": {"tolerance": 1e-6}, "quasi-elk": {"tolerance": 1e-6}}
+# Compiling is most of what these tests take, and half of that is optimising.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -78,7 +83,7 @@ def assert_agrees(cell, batch_shape, length, names, method, dtype="float32", **o
     args = arguments(cell, batch_shape, length, dtype)
     cotangents = random_like(5, jax.eval_shape(scan, *args))
 
-    @jax.jit
+    @quick_jit
     def actual(args, cotangents):
         out, pull, report = jax.vjp(parallel, *args, has_aux=True)
         return (out, pull(cotangents)), report
@@ -101,7 +106,7 @@ def test_reverse_agrees_with_scan():
 def test_each_control_agrees_with_scan(names):
     parallel, scan = both(CELL, (B,), T, names, "quasi-deer")
     args = arguments(CELL)
-    assert_close(parallel(*args)[0], scan(*args))
+    assert_close(quick_jit(parallel)(*args)[0], scan(*args))
 
 
 def test_several_batch_axes_agree_with_scan():
@@ -195,22 +200,28 @@ def test_report_says_whether_it_converged():
 def test_damping_converges_where_newton_needs_many_iterations():
     """Steps that contract along the solution, but not along the way to it."""
     cell = lj.LSTMCell(2, 2)
-    params = random_params(cell, 0)
-    params = params._replace(recurrent_kernel=16 * params.recurrent_kernel)
-    xs = normal(9, (150, 2), scale=0.3)
-    options = {"max_iterations": 40}
-    *_, undamped = lj.parallel_scan(cell, params, xs, **options)
-    state, ys, damped = lj.parallel_scan(cell, params, xs, method="elk", **options)
+    params = random_params(cell, 1)
+    params = params._replace(recurrent_kernel=8 * params.recurrent_kernel)
+    xs = normal(10, (150, 2), scale=0.3)
+    run = lambda method, damping: quick_jit(
+        lambda xs: lj.parallel_scan(
+            cell, params, xs, method=method, damping=damping, max_iterations=50
+        )
+    )(xs)
+    *_, undamped = run("quasi-deer", None)
+    state, ys, damped = run("quasi-elk", 0.1)
     assert damped.converged and not undamped.converged
     assert_close((state, ys), lj.scan(cell, params, xs))
 
 
 def test_more_damping_takes_smaller_steps():
     params, xs, *_ = arguments(CELL, (), 7)
-    few, many = (
-        lj.parallel_scan(CELL, params, xs, method="quasi-elk", damping=damping)[2]
-        for damping in (0.01, 10.0)
-    )
+    run = lambda damping: quick_jit(
+        lambda xs: lj.parallel_scan(
+            CELL, params, xs, method="quasi-elk", damping=damping
+        )[2]
+    )(xs)
+    few, many = run(0.01), run(10.0)
     assert few.converged and many.converged
     assert many.iterations > 2 * few.iterations
 
@@ -224,7 +235,7 @@ def test_padding_reaches_nothing():
         last, ys, report = lj.parallel_scan(CELL, params, xs, state, lengths=lengths)
         return jnp.sum(ys**2) + jnp.sum(last.c), report
 
-    value_and_grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    value_and_grads = quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     clean = value_and_grads(params, jnp.where(padding, 0, xs))
     dirty = value_and_grads(params, jnp.where(padding, np.nan, xs))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
@@ -317,8 +328,8 @@ def test_hessian_agrees_with_scan(method, second):
             return lambda flat: jnp.tanh(sum(dots(run(*restore(flat)))))
 
         function = loss(lambda *args: parallel(*args)[0])
-        expected = jax.jit(jax.hessian(loss(scan)))(flat)
-        assert_close(jax.jit(second(jax.grad(function)))(flat), expected, "float64")
+        expected = quick_jit(jax.hessian(loss(scan)))(flat)
+        assert_close(quick_jit(second(jax.grad(function)))(flat), expected, "float64")
 
 
 def test_shard_map_over_two_devices_agrees():

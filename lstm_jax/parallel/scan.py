@@ -69,9 +69,9 @@ def parallel_scan(
     .. math::
         \delta_t = J_t \delta_{t-1} + f_t(s_{t-1}) - s_t, \quad \delta_0 = 0
 
-    with an associative scan and adds :math:`\delta` to s. After k iterations the first
-    k steps are exact, whatever J is, so that T iterations always are enough; it pays
-    where far fewer are. docs/parallel.md says where that is.
+    with an associative scan and adds :math:`\delta` to s. Undamped, the first k steps
+    are exact after k iterations, whatever J is, so that T iterations always are enough;
+    it pays where far fewer are. docs/parallel.md says where that is.
 
     Shapes:
         As in :func:`lstm_jax.scan`.
@@ -85,11 +85,12 @@ def parallel_scan(
         method: "deer" takes J whole, n by n for a state of n numbers. "quasi-deer"
             keeps what each unit does to itself, H blocks of m by m for the m leaves of
             the state: more iterations, each far cheaper. "elk" and "quasi-elk" damp the
-            two, for cells on which they do not converge.
+            two, for cells on which they take too many.
         max_iterations: the most iterations, of Newton's method and, for a gradient of a
             quasi method, of the linear solve behind it.
         tolerance: an iteration that changes no state by more than this is the last one;
-            None for 1e-5, and 1e-10 in float64.
+            relative to a state's size where that is above 1. None for 1e-5, and 1e-10
+            in float64.
         damping: of "elk" and "quasi-elk", more for smaller steps; None for 0.01.
         lengths: as in :func:`lstm_jax.scan`, and so are the next five.
         mask: which steps are valid.
