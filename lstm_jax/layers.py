@@ -22,6 +22,7 @@ from lstm_jax.regularization import RATES, Regularized
 from lstm_jax.slstm import SLSTMCell
 from lstm_jax.stack import Params as Params
 from lstm_jax.stack import State as State
+from lstm_jax.variants import VARIANTS
 
 Rate = float | tuple[float, ...]
 
@@ -157,6 +158,9 @@ class LSTM(stack.Layers):
                         f"got {len(value)}: {value}."
                     )
                 object.__setattr__(self, name, tuple(value))
+        each = self.variant if isinstance(self.variant, tuple) else (self.variant,)
+        for variant in each:
+            options.check_choice("variant", variant, (None, *VARIANTS, "sLSTM"))
         stack.check_options(self)
 
     @functools.cached_property

@@ -249,7 +249,9 @@ def check_arguments(
             f"cell: expected a hashable description, got {type(cell).__name__}. Make "
             "it a frozen dataclass."
         )
-    if checkpoint_every not in (None, "sqrt"):
+    if isinstance(checkpoint_every, str):
+        options.check_choice("checkpoint_every", checkpoint_every, ("sqrt",))
+    elif checkpoint_every is not None:
         options.check_positive("checkpoint_every", checkpoint_every)
     shapes.check_params(cell, params)
     batch_shape, length = shapes.check_sequence(cell, xs, time_major)

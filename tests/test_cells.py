@@ -368,3 +368,11 @@ def test_wrong_states_and_inputs_are_refused_in_words():
         lj.scan(conv, random_params(conv, 0), xs)
     with pytest.raises(ValueError, match="gate_kernel: expected None for the standard"):
         lj.lstm(random_params(CELLS["FGR"], 0), xs)
+
+
+def test_checkpoint_every_is_a_number_of_steps_or_the_square_root():
+    params, xs = random_params(CELLS["one"], 0), normal(1, (B, T, 1))
+    with pytest.raises(ValueError, match="checkpoint_every: expected 'sqrt'"):
+        lj.lstm(params, xs, checkpoint_every="half")
+    with pytest.raises(ValueError, match="checkpoint_every: expected at least 1"):
+        lj.lstm(params, xs, checkpoint_every=0)
