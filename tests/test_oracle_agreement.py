@@ -77,7 +77,7 @@ def run_both(cell, B, T, names, *, reverse, dtype, seed=0, **options):
     (d_h, d_c), d_ys = cotangents
     g = layer.backward(*(np.asarray(d, np.float64) for d in (d_ys, d_h, d_c)))
     expected_grads = (
-        lj.LSTMParams(**{name: g[name] for name in params._fields}),
+        lj.LSTMParams(**{name: g[name] for name in fields(params)}),
         g["xs"],
         lj.LSTMState(g["h"], g["c"]),
         lj.LSTMState(g["reset_h"], g["reset_c"]),
@@ -227,7 +227,7 @@ def test_stack_agrees(options, dtype):
         assert_close(
             nested(d_params, fields),
             [
-                [{k: g[k] for k in lj.LSTMParams._fields} for g in both]
+                [{k: g[k] for k in fields(params[0].forward)} for g in both]
                 for both in grads
             ],
             dtype,
