@@ -150,8 +150,8 @@ def cell_cases():
         "slstm": lj.SLSTMCell(3, 6, num_heads=2, learn_initial_state=True),
         "slstm_exponential": lj.SLSTMCell(2, 3, forget_gate="exponential"),
         "conv1d": lj.ConvLSTMCell((5, 2), 2, 2, padding="valid", dilation=2),
-        "conv2d": lj.ConvLSTMCell((4, 3, 2), 2, (3, 2), strides=(2, 1), peephole=True),
-        "conv3d": lj.ConvLSTMCell((2, 3, 2, 1), 1, 2, use_bias=False),
+        "conv2d": lj.ConvLSTMCell((3, 2, 2), 2, (3, 2), strides=(2, 1), peephole=True),
+        "conv3d": lj.ConvLSTMCell((2, 2, 3, 1), 1, 2, use_bias=False),
         "regularized": lj.Regularized(lj.LSTMCell(2, 3), input_dropout=0.5, **rates),
         "regularized_slstm": lj.Regularized(lj.SLSTMCell(2, 4), **rates),
     }

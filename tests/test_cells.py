@@ -90,7 +90,9 @@ def test_scan_agrees_with_the_loop(cell, reverse):
     options = dict(reverse=reverse, checkpoint_every=every)
     run = functools.partial(scanned, cell, controls, **options)
     assert_close(value_and_pullback(run, args, cotangents), expected)
-    assert_close(run(*args), expected[0])
+    if not reverse:
+        # The loop without a derivative is another one.
+        assert_close(run(*args), expected[0])
 
 
 @EVERY_CELL
@@ -123,8 +125,11 @@ def test_transforms_agree(cell):
     assert error < 1e-5 * size
 
 
-@EVERY_CELL
-def test_one_step_and_states_agree_with_scan(cell):
+@pytest.mark.parametrize(
+    "name", ["NIG", "FGR", "norm_ba", "heads", "slstm", "conv1d", "regularized"]
+)
+def test_one_step_and_states_agree_with_scan(name):
+    cell = CELLS[name]
     args, _ = case(cell)
     params, xs, state, _ = args
     _, states = lj.scan_states(cell, params, xs, state)
@@ -188,8 +193,13 @@ def as_float64(tree):
     }
 
 
-@pytest.mark.parametrize("cell", WITH_ORACLE.values(), ids=WITH_ORACLE)
-@DIRECTIONS
+# Every other one in reverse: the loop above has both directions of each.
+EQUATIONS = {
+    name: (cell, n % 2 == 1) for n, (name, cell) in enumerate(WITH_ORACLE.items())
+}
+
+
+@pytest.mark.parametrize("cell, reverse", EQUATIONS.values(), ids=EQUATIONS)
 def test_cell_agrees_with_its_equations(cell, reverse):
     """Values and the gradients of everything, against central differences."""
     args, controls = case(cell)
