@@ -220,7 +220,9 @@ class LSTM:
             key,
             time_major=time_major,
             checkpoint_every=checkpoint_every,
-            implementation=loop.choose_implementation(implementation),
+            implementation=loop.choose_implementation(
+                implementation, self.cells[0], xs
+            ),
         )
 
     def step(self, params: Params, state: State, x: Array) -> tuple[State, Array]:

@@ -13,11 +13,11 @@ from jax import lax
 from lstm_jax import shapes
 from lstm_jax.blocks import scan_blocks
 from lstm_jax.cell import accumulation_dtype, cast_params
-from lstm_jax.recurrence import xla
+from lstm_jax.recurrence import cpu, xla
 from lstm_jax.recurrence.xla import Controls
 from lstm_jax.types import Array, Cell, PyTree
 
-_IMPLEMENTATIONS = {"xla": xla}
+_IMPLEMENTATIONS = {"xla": xla, "cpu": cpu}
 
 
 def implementations() -> dict[str, str]:
@@ -25,18 +25,29 @@ def implementations() -> dict[str, str]:
 
     Example:
         >>> import lstm_jax as lj
-        >>> lj.implementations()
-        {'xla': 'available'}
+        >>> lj.implementations()["xla"]
+        'available'
     """
-    return {name: "available" for name in _IMPLEMENTATIONS}
+    return {"xla": "available", "cpu": cpu.unavailable() or "available"}
 
 
-def choose_implementation(implementation: str | None) -> str:
-    """Returns the implementation asked for, or the default."""
+def choose_implementation(implementation: str | None, cell: Cell, xs: Array) -> str:
+    """Returns the implementation asked for, or the fastest that can run these.
+
+    Raises:
+        NotImplementedError: if the one asked for cannot.
+    """
     if implementation is None:
-        return "xla"
+        native = jax.default_backend() == "cpu" and not _why_not_cpu(cell, xs)
+        return "cpu" if native else "xla"
     shapes.check_choice("implementation", implementation, tuple(_IMPLEMENTATIONS))
+    if implementation == "cpu" and (reason := _why_not_cpu(cell, xs)):
+        raise NotImplementedError(f'implementation "cpu": {reason}.')
     return implementation
+
+
+def _why_not_cpu(cell: Cell, xs: Array) -> str | None:
+    return cpu.why_not(cell, getattr(cell, "dtype", None) or xs.dtype)
 
 
 def run(
@@ -63,13 +74,13 @@ def run(
     dtype = getattr(cell, "dtype", None) or xs.dtype
     params, xs = cast_params(params, dtype), xs.astype(dtype)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
-    if jax.default_backend() == "cpu":
+    if implementation == "xla" and jax.default_backend() == "cpu":
         # XLA:CPU rewrites a whole half-precision buffer at each step that writes to it,
         # so states and outputs are float32 inside the loop. The products are not.
         widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
         xs, state, reset_state = jax.tree.map(widen, (xs, state, reset_state))
     state = _vary(state, (params, xs, state, valid, reset, reset_state))
-    if valid is not None:
+    if implementation == "xla" and valid is not None:
         # 0 * NaN is NaN: what stands in padding must go before the first product.
         xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
 

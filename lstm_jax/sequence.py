@@ -212,10 +212,11 @@ def resolve_implementation(
         >>> import jax, jax.numpy as jnp, lstm_jax as lj
         >>> cell = lj.LSTMCell(3, 5)
         >>> params = cell.init(jax.random.key(0))
-        >>> lj.resolve_implementation(cell, params, jnp.ones((2, 7, 3)))
+        >>> xs = jnp.ones((2, 7, 3), jnp.float16)
+        >>> lj.resolve_implementation(cell, params, xs)
         'xla'
     """
-    _prepare(
+    xs, _, _ = _prepare(
         cell,
         params,
         xs,
@@ -227,7 +228,7 @@ def resolve_implementation(
         time_major,
         checkpoint_every,
     )
-    return loop.choose_implementation(implementation)
+    return loop.choose_implementation(implementation, cell, xs)
 
 
 def check_arguments(
@@ -293,7 +294,9 @@ def _checked(
         options["time_major"],
         options["checkpoint_every"],
     )
-    options["implementation"] = loop.choose_implementation(options["implementation"])
+    options["implementation"] = loop.choose_implementation(
+        options["implementation"], cell, xs
+    )
     return _scan(cell, params, xs, state, lengths, mask, reset, reset_state, **options)
 
 
