@@ -93,10 +93,14 @@ void Crew::Run(int threads, void (*body)(void*, int, Team&), void* context) {
       // A pool that is full runs the task at once, in the thread that hands it over.
       if (std::this_thread::get_id() == caller) return;
       const int rank = team->Join();
-      if (rank >= 0) body(context, rank, *team);
+      if (rank < 0) return;
+      body(context, rank, *team);
+      team->Barrier();
     });
   }
   body(context, 0, *team);
+  // Nobody works on memory that this thread is about to give back.
+  team->Barrier();
 }
 
 namespace {
