@@ -184,8 +184,6 @@ ad.primitive_transposes[tangent_p] = _tangent_transpose
 def _leaf_axes(call: Call) -> list[int | None]:
     """Where each input has its batch axis; None for weights."""
     inputs = call.inputs(range(call.leaves))
-    axes = jax.tree.map(lambda _: None, inputs.params)
-    del axes
     weights = set(jax.tree.leaves(inputs.params))
     steps = {inputs.xs, inputs.valid, inputs.reset}
     return [
@@ -219,10 +217,10 @@ def _batch(primitive: Primitive, axes: Callable, args, dims, **params):
     size = next(
         arg.shape[dim]
         for arg, dim in zip(args, dims, strict=True)
-        if dim is not batching.not_mapped
+        if dim is not None
     )
     in_axes, out_axes = axes(**params)
-    mapped = [dim is not batching.not_mapped for dim in dims]
+    mapped = [dim is not None for dim in dims]
     if None in out_axes or None in _chosen(in_axes, mapped):
         return _one_by_one(primitive, args, dims, **params)
     folded = [
@@ -239,7 +237,7 @@ def _batch(primitive: Primitive, axes: Callable, args, dims, **params):
 
 def _fold(arg: Any, dim: Any, axis: int, size: int) -> Any:
     """Makes the mapped axis part of the batch axis ``axis``."""
-    if dim is batching.not_mapped:
+    if dim is None:
         shape = (*arg.shape[:axis], size, *arg.shape[axis:])
         arg = jnp.broadcast_to(jnp.expand_dims(arg, axis), shape)
     else:
@@ -249,7 +247,7 @@ def _fold(arg: Any, dim: Any, axis: int, size: int) -> Any:
 
 def _one_by_one(primitive: Primitive, args, dims, **params):
     """One call for each element of the mapped axis."""
-    mapped = [dim is not batching.not_mapped for dim in dims]
+    mapped = [dim is not None for dim in dims]
     moved = [
         jnp.moveaxis(arg, dim, 0) if is_mapped else arg
         for arg, dim, is_mapped in zip(args, dims, mapped, strict=True)
