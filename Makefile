@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests lstm_jax
 
-.PHONY: train test peers bench lint clean
+.PHONY: train test peers bench wheel lint clean
 
 train: $(VENV)/examples.stamp
 	$(BIN)/python examples/char_lm.py
@@ -20,10 +20,16 @@ peers: $(VENV)/tests.stamp $(VENV)/peers.stamp
 bench: $(VENV)/examples.stamp $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks $(BENCH)
 
+wheel: | $(BIN)/python
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
 lint: $(VENV)/tests.stamp $(VENV)/peers.stamp $(VENV)/lint.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-$(VENV)/%.stamp: pyproject.toml | $(BIN)/python
+# The kernels are compiled as the package is installed.
+NATIVE := hatch_build.py $(wildcard lstm_jax/recurrence/cpu/native/*)
+
+$(VENV)/%.stamp: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 

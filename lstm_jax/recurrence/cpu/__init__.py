@@ -65,7 +65,9 @@ def run(
         )
     rows = math.prod(batch_shape)
     flat = lambda leaf: leaf.reshape(rows, leaf.shape[-1])
-    flat_steps = lambda leaf: leaf.reshape(xs.shape[0], rows, *leaf.shape[xs.ndim - 1 :])
+    flat_steps = lambda leaf: leaf.reshape(
+        xs.shape[0], rows, *leaf.shape[xs.ndim - 1 :]
+    )
     inputs = Inputs(
         params,
         flat_steps(xs),

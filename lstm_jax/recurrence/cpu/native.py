@@ -186,9 +186,7 @@ def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
         None if inputs.reset_state is None else LSTMState(reset_h, reset_c),
     )
     return [
-        leaf
-        for leaf, want in zip(jax.tree.leaves(grads), which, strict=True)
-        if want
+        leaf for leaf, want in zip(jax.tree.leaves(grads), which, strict=True) if want
     ]
 
 
@@ -217,9 +215,7 @@ def reference_run(*leaves: Array, call: Call) -> list[Array]:
     if valid is not None:
         xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
     widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
-    xs, state, reset_state = jax.tree.map(
-        widen, (xs, inputs.state, inputs.reset_state)
-    )
+    xs, state, reset_state = jax.tree.map(widen, (xs, inputs.state, inputs.reset_state))
     (h, c), states = xla.run(
         call.cell,
         inputs.params,

@@ -215,9 +215,7 @@ def _pullback_axes(call, which):
 
 def _batch(primitive: Primitive, axes: Callable, args, dims, **params):
     size = next(
-        arg.shape[dim]
-        for arg, dim in zip(args, dims, strict=True)
-        if dim is not None
+        arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None
     )
     in_axes, out_axes = axes(**params)
     mapped = [dim is not None for dim in dims]
