@@ -274,7 +274,9 @@ for _p, _axes in (
 # What nobody reads is not computed.
 
 
-def _run_dce(used, equation):
+def _run_dce(used, *rest):
+    # JAX 0.12 has put an argument in between, about mutable inputs.
+    equation = rest[-1]
     if not any(used):
         return [False] * len(equation.invars), None
     call = equation.params["call"]
