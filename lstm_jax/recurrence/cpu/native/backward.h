@@ -1,9 +1,10 @@
 // The backward pass: the gradients of everything, in one call.
 //
-// It runs block by block of steps, from the last to the first. For each block, first the
-// steps: the gradients dz of the pre-activations, and from them those of the state
+// It runs block by block of steps, from the last to the first. For each block, first
+// the steps: the gradients dz of the pre-activations, and from them those of the state
 // before. Then the products of the whole block: each adds to the gradients of the
-// weights, or makes those of the inputs. So dz stays in the cache and is never complete.
+// weights, or makes those of the inputs. So dz stays in the cache and is never
+// complete.
 #ifndef LSTM_JAX_BACKWARD_H_
 #define LSTM_JAX_BACKWARD_H_
 
@@ -40,9 +41,12 @@ class Backward {
     Scratch scratch(measure.used());
     Carver carver(scratch.data());
     Carve(carver);
-    crew.Run(threads_, [](void* self, int rank, Team& team) {
-      static_cast<Backward*>(self)->Body(rank, team);
-    }, this);
+    crew.Run(
+        threads_,
+        [](void* self, int rank, Team& team) {
+          static_cast<Backward*>(self)->Body(rank, team);
+        },
+        this);
   }
 
  private:
@@ -97,9 +101,8 @@ class Backward {
       }
       const int64_t products = panels_ + (p_.d_xs ? input_panels_ : 0) +
                                (d_projection_ ? output_panels_ : 0);
-      sharing.Run(products, [&](int64_t item) {
-        Product(item, times, last < s_.steps, rank);
-      });
+      sharing.Run(products,
+                  [&](int64_t item) { Product(item, times, last < s_.steps, rank); });
       team.Barrier();
     }
     sharing.Run(s_.rows, [&](int64_t row) { Finish(row); });
@@ -161,9 +164,8 @@ class Backward {
       const int64_t time = times.begin + row / s_.rows;
       const int64_t n = row % s_.rows;
       // What is not valid may hold NaN, and NaN * 0 is NaN.
-      const Scalar* x = steps_.Valid(time, n)
-                            ? p_.xs + (time * s_.rows + n) * s_.inputs
-                            : nullptr;
+      const Scalar* x =
+          steps_.Valid(time, n) ? p_.xs + (time * s_.rows + n) * s_.inputs : nullptr;
       PackRowAcross(x, s_.inputs, rows, row, xs_across_);
       PackRowAcross(Entering(time, n), s_.outputs, rows, row, hs_across_);
     }
@@ -209,7 +211,8 @@ class Backward {
     for (int64_t n = last - 1; n >= first; --n) {
       const int64_t time = steps_.Time(n);
       const int64_t start = (time - times.begin) * s_.rows;
-      for (int64_t block = 2 * mine.begin; block < Min(2 * mine.end, blocks_); ++block) {
+      for (int64_t block = 2 * mine.begin; block < Min(2 * mine.end, blocks_);
+           ++block) {
         Gates(n, start, rows, block, times.size() * s_.rows);
       }
       team.Barrier();
@@ -245,8 +248,8 @@ class Backward {
     return dh;
   }
 
-  // dz and the gradient of c before step n, for one block of units. Row r of the step is
-  // row start + r of the block of steps, which has `block_rows`.
+  // dz and the gradient of c before step n, for one block of units. Row r of the step
+  // is row start + r of the block of steps, which has `block_rows`.
   void Gates(int64_t n, int64_t start, Range rows, int64_t block, int64_t block_rows) {
     const int64_t time = steps_.Time(n);
     float* dz = dz_ + (2 * block * z_rows_ + start) * kPanel;
@@ -315,11 +318,12 @@ class Backward {
     }
   }
 
-  // dh += dz * recurrent kernel^T, for some panels of h, and what a reset takes from it.
+  // dh += dz * recurrent kernel^T, for some panels of h, and what a reset takes from
+  // it.
   void Recur(int64_t time, int64_t start, Range rows, Range panels) {
     if (panels.size() == 0) return;
-    const Sums<float> dh = {
-        dh_ + (panels.begin * h_rows_ + rows.begin) * kPanel, kPanel, h_rows_ * kPanel};
+    const Sums<float> dh = {dh_ + (panels.begin * h_rows_ + rows.begin) * kPanel,
+                            kPanel, h_rows_ * kPanel};
     Multiply({dz_ + (start + rows.begin) * kPanel, kPanel, z_rows_ * kPanel},
              rows.size(), recurrent_ + panels.begin * depth_ * kPanel, depth_,
              panels.size(), {dh.data, dh.row_step, dh.panel_step}, dh);
@@ -354,8 +358,8 @@ class Backward {
       item -= input_panels_;
     }
     const Columns columns = PlainColumns(s_.outputs, item);
-    WeightProduct(ms_across_, s_.units, dy_ + item * z_rows_ * kPanel, rows, columns, add,
-                  d_projection_, s_.outputs);
+    WeightProduct(ms_across_, s_.units, dy_ + item * z_rows_ * kPanel, rows, columns,
+                  add, d_projection_, s_.outputs);
   }
 
   // The gradients of one panel of columns of the kernels and of the bias.
@@ -447,9 +451,7 @@ class Backward {
     for (int64_t n = share.begin; n < share.end; ++n) Assign(to + n, from[n]);
   }
 
-  static int Count(int64_t left) {
-    return static_cast<int>(Max(Min(left, kWidth), 0));
-  }
+  static int Count(int64_t left) { return static_cast<int>(Max(Min(left, kWidth), 0)); }
 
   const BackwardProblem<Scalar>& p_;
   const Sizes& s_;

@@ -1,4 +1,6 @@
 // The doors to XLA: buffers are checked here, and only here.
+#include "xla/ffi/api/ffi.h"
+
 #include <sched.h>
 
 #include <initializer_list>
@@ -8,7 +10,6 @@
 #include "dispatch.h"
 #include "pool.h"
 #include "team.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace lstm {
 namespace {
@@ -51,7 +52,8 @@ class Checker {
   T* Check(const char* name, const AnyBuffer& buffer, DataType type, Dims dims,
            bool optional = false) {
     if (optional && buffer.element_count() == 0) return nullptr;
-    bool same = buffer.element_type() == type && buffer.dimensions().size() == dims.size();
+    bool same =
+        buffer.element_type() == type && buffer.dimensions().size() == dims.size();
     for (size_t n = 0; same && n < dims.size(); ++n) {
       same = buffer.dimensions()[n] == dims.begin()[n];
     }
@@ -94,7 +96,8 @@ constexpr DataType kType<BFloat16> = DataType::BF16;
 
 // What both passes are given.
 struct Inputs {
-  AnyBuffer xs, kernel, recurrent, bias, projection, h, c, valid, reset, reset_h, reset_c;
+  AnyBuffer xs, kernel, recurrent, bias, projection, h, c, valid, reset, reset_h,
+      reset_c;
 };
 
 AnyBuffer Arg(const ffi::RemainingArgs& args, size_t n) {
@@ -147,8 +150,8 @@ void CheckInputs(const Inputs& in, bool reverse, Checker& check, Problem& p) {
 }
 
 template <class Problem>
-ffi::Error RunOnPool(const Checker& check, const Problem& problem, ffi::ThreadPool threads,
-                     void (*kernel)(const Problem&, Crew&)) {
+ffi::Error RunOnPool(const Checker& check, const Problem& problem,
+                     ffi::ThreadPool threads, void (*kernel)(const Problem&, Crew&)) {
   if (check.failed()) return check.Result();
   XlaPool pool(std::move(threads));
   Crew crew(&pool, ThreadLimit(Available(pool)));
@@ -184,9 +187,11 @@ ffi::Error ForwardAs(ffi::ThreadPool threads, bool reverse, const Inputs& in,
   p.cs = check.Check<float>("cs", out.cs, kFloat, {T, B, H}, true);
   p.last_h = check.Check<Scalar>("last h", out.last_h, kScalar, {B, P});
   p.last_c = check.Check<float>("last c", out.last_c, kFloat, {B, H});
-  p.tape = check.Check<float>("tape", out.tape, kFloat,
-                              {T, Blocks(H), B, kTapeEntries * BestKernels().width}, true);
-  p.entering = check.Check<Scalar>("entering h", out.entering, kScalar, {T, B, P}, true);
+  p.tape =
+      check.Check<float>("tape", out.tape, kFloat,
+                         {T, Blocks(H), B, kTapeEntries * BestKernels().width}, true);
+  p.entering =
+      check.Check<Scalar>("entering h", out.entering, kScalar, {T, B, P}, true);
   return RunOnPool(check, p, std::move(threads), kernel);
 }
 
@@ -222,7 +227,8 @@ ffi::Error BackwardAs(ffi::ThreadPool threads, bool reverse, const Inputs& in,
   constexpr DataType kFloat = DataType::F32;
   const int64_t T = s.steps, B = s.rows, I = s.inputs, H = s.units, P = s.outputs;
   p.ys = check.Check<Scalar>("ys", saved.ys, kScalar, {T, B, P}, true);
-  p.entering = check.Check<Scalar>("entering h", saved.entering, kScalar, {T, B, P}, true);
+  p.entering =
+      check.Check<Scalar>("entering h", saved.entering, kScalar, {T, B, P}, true);
   check.Require(p.entering || (p.ys && !p.controls.valid && !p.controls.reset),
                 "lstm_jax: expected ys, or with controls the h that enter the steps.");
   p.tape = check.Check<float>("tape", saved.tape, kFloat,

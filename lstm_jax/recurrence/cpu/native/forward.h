@@ -34,9 +34,12 @@ class Forward {
     Scratch scratch(measure.used());
     Carver carver(scratch.data());
     Carve(carver);
-    crew.Run(threads_, [](void* self, int rank, Team& team) {
-      static_cast<Forward*>(self)->Body(rank, team);
-    }, this);
+    crew.Run(
+        threads_,
+        [](void* self, int rank, Team& team) {
+          static_cast<Forward*>(self)->Body(rank, team);
+        },
+        this);
   }
 
  private:
@@ -129,6 +132,7 @@ class Forward {
         Multiply(x, rows.size(), kernel_ + 2 * block * s_.inputs * kPanel, s_.inputs, 2,
                  {bias_ + 2 * block * kPanel, 0, kPanel}, z);
         Recur(n, rows, block, 1, z);
+        Activate(rows, z_);
         Update(n, rows, block, z_);
       }
       if (s_.projected) Project(n, rows);
@@ -153,6 +157,9 @@ class Forward {
         const int64_t row = (steps_.Time(n) - times.begin) * s_.rows;
         Recur(n, rows, mine.begin, mine.size(), Z().At(row, 2 * mine.begin));
         for (int64_t block = mine.begin; block < mine.end; ++block) {
+          Activate(rows, Z().At(row, 2 * block).data);
+        }
+        for (int64_t block = mine.begin; block < mine.end; ++block) {
           Update(n, rows, block, Z().At(row, 2 * block).data);
         }
         team.Barrier();
@@ -169,7 +176,20 @@ class Forward {
              {z.data, z.row_step, z.panel_step}, z);
   }
 
-  // The gates and the state of one block of units; `z` is row 0 of its first panel.
+  // The gates of one block of units, in place; `z` is row 0 of its first panel. All are
+  // computed before any is used, so that the processor need not wait for one of them.
+  void Activate(Range rows, float* z) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      float* input_forget = z + row * kPanel;
+      float* candidate_output = input_forget + z_rows_ * kPanel;
+      Store(input_forget, Sigmoid(Load(input_forget)));
+      Store(input_forget + kWidth, Sigmoid(Load(input_forget + kWidth)));
+      Store(candidate_output, Tanh(Load(candidate_output)));
+      Store(candidate_output + kWidth, Sigmoid(Load(candidate_output + kWidth)));
+    }
+  }
+
+  // The state of one block of units, from its gates.
   void Update(int64_t n, Range rows, int64_t block, const float* z) {
     const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -184,10 +204,10 @@ class Forward {
       }
       const float* input_forget = z + row * kPanel;
       const float* candidate_output = input_forget + z_rows_ * kPanel;
-      const Vec i = Sigmoid(Load(input_forget));
-      const Vec f = Sigmoid(Load(input_forget + kWidth));
-      const Vec g = Tanh(Load(candidate_output));
-      const Vec o = Sigmoid(Load(candidate_output + kWidth));
+      const Vec i = Load(input_forget);
+      const Vec f = Load(input_forget + kWidth);
+      const Vec g = Load(candidate_output);
+      const Vec o = Load(candidate_output + kWidth);
       const Vec c = f * before + i * g;
       const Vec m = Round<Scalar>(o * Tanh(c));
       if (p_.tape) Record(time, block, row, i, f, g, o, c);
@@ -290,9 +310,7 @@ class Forward {
     return LoadUpTo(state.c + row * s_.units + unit, Count(s_.units - unit));
   }
 
-  static int Count(int64_t left) {
-    return static_cast<int>(Max(Min(left, kWidth), 0));
-  }
+  static int Count(int64_t left) { return static_cast<int>(Max(Min(left, kWidth), 0)); }
 
   const ForwardProblem<Scalar>& p_;
   const Sizes& s_;

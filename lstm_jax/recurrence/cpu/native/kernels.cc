@@ -40,10 +40,10 @@ void MapTanh(const float* x, float* y, int64_t size) {
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    LSTM_TEXT(LSTM_ISA),   kWidth,
-    RunForward<float>,     RunBackward<float>,
-    RunForward<BFloat16>,  RunBackward<BFloat16>,
-    MapSigmoid,            MapTanh,
+    LSTM_TEXT(LSTM_ISA),  kWidth,
+    RunForward<float>,    RunBackward<float>,
+    RunForward<BFloat16>, RunBackward<BFloat16>,
+    MapSigmoid,           MapTanh,
 };
 
 }  // namespace LSTM_ISA

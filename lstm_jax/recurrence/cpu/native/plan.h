@@ -79,7 +79,8 @@ LSTM_INLINE float* CellAt(float* cells, int64_t rows, int64_t block, int64_t row
 }
 
 // Block `block` of kWidth columns in a row of a matrix in panels.
-LSTM_INLINE float* InPanels(float* panels, int64_t panel_rows, int64_t block, int64_t row) {
+LSTM_INLINE float* InPanels(float* panels, int64_t panel_rows, int64_t block,
+                            int64_t row) {
   return panels + (block / 2 * panel_rows + row) * kPanel + block % 2 * kWidth;
 }
 

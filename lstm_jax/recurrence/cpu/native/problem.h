@@ -1,4 +1,5 @@
-// What the kernels are given: plain structs, shared by the code of all instruction sets.
+// What the kernels are given: plain structs, shared by the code of all instruction
+// sets.
 #ifndef LSTM_JAX_PROBLEM_H_
 #define LSTM_JAX_PROBLEM_H_
 

@@ -19,6 +19,8 @@ constexpr int kPanel = 2 * kWidth;
 constexpr int kTileRows = 3 * kRegisters / 8;
 // Rows of a panel that stay in the first-level cache while tiles go over them.
 constexpr int kDepth = 256 * 8 / kWidth;
+// How many rows of a panel are asked for ahead of their use, where they are used once.
+constexpr int kRowsAhead = 40;
 
 // The left factor: element (row, k) is at data[row * row_step + k / kPanel * panel_step
 // + k % kPanel].
@@ -27,12 +29,11 @@ struct Left {
   ptrdiff_t row_step;
   ptrdiff_t panel_step;
 
-  Left From(int64_t row) const {
-    return {data + row * row_step, row_step, panel_step};
-  }
+  Left From(int64_t row) const { return {data + row * row_step, row_step, panel_step}; }
 };
 
-// Where sums start from or go to: element (row, panel, column) is at data[row * row_step
+// Where sums start from or go to: element (row, panel, column) is at data[row *
+// row_step
 // + panel * panel_step + column]. With steps of 0 it is the same for all rows.
 template <class Float>
 struct Sums {
@@ -45,29 +46,53 @@ struct Sums {
   }
 };
 
+// What to ask the caches for while a tile is computed, line by line: what comes from
+// far then comes in time, which the processor's own guess does not achieve.
+struct Ahead {
+  const float* data;
+  ptrdiff_t step;  // a row of the tile's depth
+};
+
 // One tile: kRows rows by kPanels panels, all sums in registers. With kAcross, the left
 // factor is a panel of kTileRows columns, read across: element (row, k) is at
 // data[k * kTileRows + row].
 template <int kRows, int kPanels, bool kAcross>
-LSTM_INLINE void Tile(Left left, const float* right, ptrdiff_t right_step, int64_t depth,
-                      Vec (&sums)[kRows][2 * kPanels]) {
+LSTM_INLINE void Tile(Left left, const float* right, ptrdiff_t right_step,
+                      int64_t depth, Ahead ahead, Vec (&sums)[kRows][2 * kPanels]) {
   const float* a = left.data;
   const auto step = [&](ptrdiff_t k) __attribute__((always_inline)) {
-    Vec b[2 * kPanels];
-#pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) {
-      b[2 * p] = Load(right + p * right_step);
-      b[2 * p + 1] = Load(right + p * right_step + kWidth);
+    const auto element = [&](int row) __attribute__((always_inline)) {
+      return Broadcast(kAcross ? a[k * kTileRows + row] : a[row * left.row_step + k]);
+    };
+    const auto column = [&](int v) __attribute__((always_inline)) {
+      return Load(right + v / 2 * right_step + v % 2 * kWidth);
+    };
+    // The smaller side of the tile is loaded first, and kept: so all fits the
+    // registers.
+    if constexpr (kRows < 2 * kPanels) {
+      Vec x[kRows];
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row) x[row] = element(row);
+#pragma GCC unroll 16
+      for (int v = 0; v < 2 * kPanels; ++v) {
+        const Vec b = column(v);
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; ++row) sums[row][v] += x[row] * b;
+      }
+    } else {
+      Vec b[2 * kPanels];
+#pragma GCC unroll 16
+      for (int v = 0; v < 2 * kPanels; ++v) b[v] = column(v);
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row) {
+        const Vec x = element(row);
+#pragma GCC unroll 16
+        for (int v = 0; v < 2 * kPanels; ++v) sums[row][v] += x * b[v];
+      }
     }
+    __builtin_prefetch(ahead.data, 0, 2);
+    ahead.data += ahead.step;
     right += kPanel;
-#pragma GCC unroll 16
-    for (int row = 0; row < kRows; ++row) {
-      const float* element =
-          kAcross ? a + k * kTileRows + row : a + row * left.row_step + k;
-      const Vec x = Broadcast(*element);
-#pragma GCC unroll 16
-      for (int v = 0; v < 2 * kPanels; ++v) sums[row][v] += x * b[v];
-    }
   };
   for (; depth >= kPanel; depth -= kPanel) {
 #pragma GCC unroll 4
@@ -79,7 +104,7 @@ LSTM_INLINE void Tile(Left left, const float* right, ptrdiff_t right_step, int64
 
 template <int kRows, int kPanels>
 void TileToSums(Left left, const float* right, ptrdiff_t right_step, int64_t depth,
-                Sums<const float> from, Sums<float> to) {
+                Ahead ahead, Sums<const float> from, Sums<float> to) {
   Vec sums[kRows][2 * kPanels];
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
@@ -90,7 +115,7 @@ void TileToSums(Left left, const float* right, ptrdiff_t right_step, int64_t dep
       sums[row][2 * p + 1] = Load(start + kWidth);
     }
   }
-  Tile<kRows, kPanels, false>(left, right, right_step, depth, sums);
+  Tile<kRows, kPanels, false>(left, right, right_step, depth, ahead, sums);
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 8
@@ -105,28 +130,31 @@ void TileToSums(Left left, const float* right, ptrdiff_t right_step, int64_t dep
 // The most panels that a tile of so many rows has registers for. Few rows alone would
 // wait for their own sums.
 constexpr int PanelsAtOnce(int rows) {
-  return 8 * rows <= kTileRows * 2   ? 4
-         : 4 * rows <= kTileRows * 2 ? 2
-                                     : 1;
+  return 8 * rows <= kTileRows * 2 ? 4 : 4 * rows <= kTileRows * 2 ? 2 : 1;
+}
+
+LSTM_INLINE Ahead AheadOf(Ahead ahead, int64_t panel, ptrdiff_t right_step) {
+  return {ahead.data + panel * right_step, ahead.step};
 }
 
 // `panels` panels of one row of tiles.
 template <int kRows>
 void TileRow(Left left, const float* right, ptrdiff_t right_step, int64_t depth,
-             int64_t panels, Sums<const float> from, Sums<float> to) {
+             Ahead ahead, int64_t panels, Sums<const float> from, Sums<float> to) {
   constexpr int kAtOnce = PanelsAtOnce(kRows);
   int64_t p = 0;
   for (; p + kAtOnce <= panels; p += kAtOnce) {
     TileToSums<kRows, kAtOnce>(left, right + p * right_step, right_step, depth,
-                               from.At(0, p), to.At(0, p));
+                               AheadOf(ahead, p, right_step), from.At(0, p),
+                               to.At(0, p));
   }
   for (; p < panels; ++p) {
-    TileToSums<kRows, 1>(left, right + p * right_step, right_step, depth, from.At(0, p),
-                         to.At(0, p));
+    TileToSums<kRows, 1>(left, right + p * right_step, right_step, depth,
+                         AheadOf(ahead, p, right_step), from.At(0, p), to.At(0, p));
   }
 }
 
-using TileRowFunction = void (*)(Left, const float*, ptrdiff_t, int64_t, int64_t,
+using TileRowFunction = void (*)(Left, const float*, ptrdiff_t, int64_t, Ahead, int64_t,
                                  Sums<const float>, Sums<float>);
 
 template <int kRows>
@@ -168,7 +196,12 @@ inline void Multiply(Left left, int64_t rows, const float* right, int64_t depth,
       int64_t row = 0;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const bool high = tile < higher;
-        tile_row[high](part.From(row), panel, right_step, size, at_once,
+        // Pieces follow each other in memory. Each tile asks for its part of the next.
+        const Ahead ahead = tiles == 1
+                                ? Ahead{panel + kRowsAhead * kPanel, kPanel}
+                                : Ahead{panel + (size + size * tile / tiles) * kPanel,
+                                        kPanel / tiles + 1};
+        tile_row[high](part.From(row), panel, right_step, size, ahead, at_once,
                        start.At(row, 0), end.At(row, 0));
         row += low + high;
       }
@@ -183,8 +216,8 @@ struct Columns {
   int count[2];  // how many columns there are, at most kWidth
 };
 
-// Panel `panel` of a matrix of 4 `units` columns: gates i and f, or g and o, of a block of
-// kWidth units.
+// Panel `panel` of a matrix of 4 `units` columns: gates i and f, or g and o, of a block
+// of kWidth units.
 LSTM_INLINE Columns GateColumns(int64_t units, int64_t panel) {
   const int64_t unit = panel / 2 * kWidth;
   const int64_t gate = panel % 2 * 2;
@@ -198,7 +231,8 @@ LSTM_INLINE Columns PlainColumns(int64_t columns, int64_t panel) {
   const auto count = [](int64_t left) {
     return static_cast<int>(left < 0 ? 0 : left < kWidth ? left : kWidth);
   };
-  return {{first, first + kWidth}, {count(columns - first), count(columns - first - kWidth)}};
+  return {{first, first + kWidth},
+          {count(columns - first), count(columns - first - kWidth)}};
 }
 
 // Adds left^T * right to rows of a matrix in memory, or sets them: a weight gradient.
@@ -216,7 +250,8 @@ inline void MultiplyAcross(const float* left, const float* right, int64_t depth,
   Vec sums[kTileRows][2];
 #pragma GCC unroll 16
   for (int row = 0; row < kTileRows; ++row) sums[row][0] = sums[row][1] = Vec{};
-  Tile<kTileRows, 1, true>({left, 0, 0}, right, 0, depth, sums);
+  Tile<kTileRows, 1, true>({left, 0, 0}, right, 0, depth,
+                           {left + depth * kTileRows, kTileRows}, sums);
   float spilled[kTileRows][2][kWidth];
 #pragma GCC unroll 16
   for (int row = 0; row < kTileRows; ++row) {

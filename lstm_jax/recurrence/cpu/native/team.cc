@@ -45,8 +45,7 @@ void WaitUntil(Done done) {
 int Team::Join() {
   int joined = joined_.load(std::memory_order_relaxed);
   while (joined < limit_) {  // false once it is closed
-    if (joined_.compare_exchange_weak(joined, joined + 1,
-                                      std::memory_order_acq_rel)) {
+    if (joined_.compare_exchange_weak(joined, joined + 1, std::memory_order_acq_rel)) {
       return joined;
     }
   }
@@ -64,9 +63,7 @@ void Team::Form(int rank) {
                                           std::memory_order_acq_rel)) {
     }
   } else {
-    WaitUntil([this] {
-      return joined_.load(std::memory_order_acquire) >= kClosed;
-    });
+    WaitUntil([this] { return joined_.load(std::memory_order_acquire) >= kClosed; });
   }
   Barrier();
   if (rank == 0) next_.store(0, std::memory_order_relaxed);
@@ -81,9 +78,7 @@ void Team::Barrier() {
     generation_.store(generation + 1, std::memory_order_release);
     return;
   }
-  WaitUntil([&] {
-    return generation_.load(std::memory_order_acquire) != generation;
-  });
+  WaitUntil([&] { return generation_.load(std::memory_order_acquire) != generation; });
 }
 
 void Crew::Run(int threads, void (*body)(void*, int, Team&), void* context) {

@@ -1,8 +1,8 @@
 // Threads that work on one call together.
 //
 // XLA's pool may run a task late or, when other calls fill it, not before this call is
-// over. So nobody waits for a task that has not begun: the calling thread starts to work
-// at once, and those tasks that begin while it packs the weights become its team.
+// over. So nobody waits for a task that has not begun: the calling thread starts to
+// work at once, and those tasks that begin while it packs the weights become its team.
 #ifndef LSTM_JAX_TEAM_H_
 #define LSTM_JAX_TEAM_H_
 

@@ -28,9 +28,7 @@ LSTM_INLINE Vec Load(const float* from) {
   return *reinterpret_cast<const UnalignedVec*>(from);
 }
 
-LSTM_INLINE void Store(float* to, Vec v) {
-  *reinterpret_cast<UnalignedVec*>(to) = v;
-}
+LSTM_INLINE void Store(float* to, Vec v) { *reinterpret_cast<UnalignedVec*>(to) = v; }
 
 LSTM_INLINE Vec Broadcast(float x) { return x - Vec{}; }
 
