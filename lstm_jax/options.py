@@ -118,8 +118,7 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
     """Checks that an option is one of a few."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        expected = f"one of {listed}" if len(choices) > 1 else listed
-        raise ValueError(f"{name}: expected {expected}, got {value!r}.")
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}.")
 
 
 def check_exportable(model: Any, library: str) -> None:

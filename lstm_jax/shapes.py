@@ -156,8 +156,7 @@ def check_params(cell: Any, params: Any, name: str = "params") -> None:
     if structure != got:
         raise ValueError(
             f"{name}: expected the fields {_fields(expected)}, got {_fields(actual)}. "
-            "Were they made by a cell with other options (use_bias, proj_size, "
-            "peephole)?"
+            "Were they made by a cell with other options (use_bias, proj_size)?"
         )
     for (path, leaf), (_, value) in zip(expected, actual, strict=True):
         field = jax.tree_util.keystr(path)

@@ -387,7 +387,7 @@ def test_wrong_states_and_inputs_are_refused_in_words():
 
 def test_checkpoint_every_is_a_number_of_steps_or_the_square_root():
     params, xs = random_params(CELLS["one"], 0), normal(1, (B, T, 1))
-    with pytest.raises(ValueError, match="checkpoint_every: expected 'sqrt'"):
+    with pytest.raises(ValueError, match="checkpoint_every: expected one of 'sqrt'"):
         lj.lstm(params, xs, checkpoint_every="half")
     with pytest.raises(ValueError, match="checkpoint_every: expected at least 1"):
         lj.lstm(params, xs, checkpoint_every=0)
