@@ -17,11 +17,11 @@ from lstm_jax import options
 from lstm_jax.blocks import scan_blocks
 from lstm_jax.cell import cast_params
 from lstm_jax.products import accumulation_dtype
-from lstm_jax.recurrence import xla
+from lstm_jax.recurrence import cpu, xla
 from lstm_jax.recurrence.xla import Controls
 from lstm_jax.types import Array, PyTree
 
-_IMPLEMENTATIONS = {"xla": xla}
+_IMPLEMENTATIONS = {"xla": xla, "cpu": cpu}
 
 
 def implementations() -> dict[str, str]:
@@ -29,18 +29,47 @@ def implementations() -> dict[str, str]:
 
     Example:
         >>> import lstm_jax as lj
-        >>> lj.implementations()
-        {'xla': 'available'}
+        >>> lj.implementations()["xla"]
+        'available'
     """
-    return {name: "available" for name in _IMPLEMENTATIONS}
+    return {"xla": "available", "cpu": cpu.unavailable() or "available"}
 
 
-def choose_implementation(implementation: str | None) -> str:
-    """Returns the implementation asked for, or the default."""
+def choose_implementation(implementation: str | None, cell: Any, dtype: Any) -> str:
+    """Returns the implementation asked for, or the fastest that can run these.
+
+    Raises:
+        ValueError: if there is none of that name.
+        NotImplementedError: if the one asked for cannot run these.
+    """
+    if implementation == "xla":
+        return implementation
+    reason = cpu.why_not(cell, dtype)
     if implementation is None:
-        return "xla"
+        return "cpu" if jax.default_backend() == "cpu" and not reason else "xla"
     options.check_choice("implementation", implementation, tuple(_IMPLEMENTATIONS))
+    if reason:
+        raise NotImplementedError(
+            f'implementation: "cpu" {reason}. Leave it out for the fastest that can.'
+        )
     return implementation
+
+
+def check_implementation(implementation: str | None, cell: Any, xs: Array) -> None:
+    """Raises what :func:`choose_implementation` does, before anything is traced."""
+    if implementation is not None:
+        cell, dtype = cell_without_noise(cell), compute_dtype(cell, xs)
+        choose_implementation(implementation, cell, dtype)
+
+
+def cell_without_noise(cell: Any) -> Any:
+    """What runs instead of a cell where there is no key."""
+    return getattr(cell, "without_noise", cell)
+
+
+def compute_dtype(cell: Any, xs: Array) -> Any:
+    """The dtype that the cell's products are computed in."""
+    return jnp.dtype(getattr(cell, "dtype", None) or xs.dtype)
 
 
 def run(
@@ -56,7 +85,7 @@ def run(
     *,
     reverse: bool,
     checkpoint_every: int | str | None,
-    implementation: str,
+    implementation: str | None,
     emit_states: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """Runs ``cell`` over the leading axis of ``xs``.
@@ -65,21 +94,17 @@ def run(
     state is missing.
     """
     valid, reset = step_controls(xs.shape[0], lengths, mask, reset, reverse)
-    dtype = getattr(cell, "dtype", None) or xs.dtype
-    params, xs = cast_params(params, dtype), xs.astype(dtype)
+    length, dtype = xs.shape[0], compute_dtype(cell, xs)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
-    if jax.default_backend() == "cpu":
-        # XLA:CPU rewrites a whole half-precision buffer at each step that writes to it,
-        # so states and outputs are float32 inside the loop. The products are not.
-        widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
-        xs, state, reset_state = jax.tree.map(widen, (xs, state, reset_state))
-    state = vary(state, (params, xs, state, valid, reset, reset_state))
-    if valid is not None:
-        # 0 * NaN is NaN: what stands in padding must go before the first product.
-        xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
-    length = xs.shape[0]
-    if key is not None and hasattr(cell, "perturb"):
+    params, xs = cast_params(params, dtype), xs.astype(dtype)
+    if key is None:
+        cell = cell_without_noise(cell)
+    elif hasattr(cell, "perturb"):
         cell, params, xs = cell.perturb(key, params, xs)
+    implementation = choose_implementation(implementation, cell, dtype)
+    if implementation == "xla":
+        xs, state, reset_state = _for_xla(xs, state, reset_state, valid)
+    state = vary(state, (params, xs, state, valid, reset, reset_state))
 
     def steps_from(state, steps):
         xs, valid, reset = steps
@@ -107,6 +132,25 @@ def run(
     if emit_states:
         return state, jax.tree.map(narrow, ys, dtypes)
     return state, jax.tree.map(lambda y: y.astype(dtype), ys)
+
+
+def _for_xla(
+    xs: PyTree, state: PyTree, reset_state: PyTree, valid: Array | None
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Inputs and states as the reference takes them."""
+    if jax.default_backend() == "cpu":
+        # XLA:CPU rewrites a whole half-precision buffer at each step that writes to it,
+        # so states and outputs are float32 inside the loop. The products are not.
+        widen = lambda leaf: (
+            leaf.astype(accumulation_dtype(leaf.dtype))
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf
+        )
+        xs, state, reset_state = jax.tree.map(widen, (xs, state, reset_state))
+    if valid is not None:
+        # 0 * NaN is NaN: what stands in padding must go before the first product.
+        xs = xla.where_rows(valid, xs, jax.tree.map(jnp.zeros_like, xs))
+    return xs, state, reset_state
 
 
 def vary(state: PyTree, others: PyTree) -> PyTree:

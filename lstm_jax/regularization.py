@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lstm_jax import options, shapes
 from lstm_jax.cell import OneStep
-from lstm_jax.products import as_last_axes
+from lstm_jax.products import accumulation_dtype, as_last_axes
 from lstm_jax.types import Array, PyTree
 
 RATES: tuple[str, ...] = (
@@ -136,6 +136,13 @@ class Regularized(OneStep):
             after = after._replace(h=y)
         return after, y
 
+    @property
+    def without_noise(self) -> Any:
+        """What runs where there is no key: the cell inside, but for zoneout."""
+        if self.zoneout_h or self.zoneout_c:
+            return self
+        return getattr(self.cell, "without_noise", self.cell)
+
     def perturb(
         self, key: Array, params: PyTree, xs: Any
     ) -> tuple[Any, PyTree, PyTree]:
@@ -155,7 +162,7 @@ class Regularized(OneStep):
 
         def mask(name: str, shape: tuple[int, ...]) -> Array | None:
             rate = getattr(self, name)
-            ones = jnp.ones(shape, xs.dtype)
+            ones = jnp.ones(shape, accumulation_dtype(xs.dtype))
             return inverted_dropout(keys[name], rate, ones) if rate else None
 
         def keep(name: str, field: str) -> Array | None:

@@ -222,10 +222,11 @@ def resolve_implementation(
         >>> import jax, jax.numpy as jnp, lstm_jax as lj
         >>> cell = lj.LSTMCell(3, 5)
         >>> params = cell.init(jax.random.key(0))
-        >>> lj.resolve_implementation(cell, params, jnp.ones((2, 7, 3)))
+        >>> xs = jnp.ones((2, 7, 3), jnp.float16)
+        >>> lj.resolve_implementation(cell, params, xs)
         'xla'
     """
-    prepare(
+    xs, _, _ = prepare(
         cell,
         params,
         xs,
@@ -237,7 +238,10 @@ def resolve_implementation(
         time_major,
         checkpoint_every,
     )
-    return loop.choose_implementation(implementation)
+    cell = loop.cell_without_noise(cell)
+    return loop.choose_implementation(
+        implementation, cell, loop.compute_dtype(cell, xs)
+    )
 
 
 def check_arguments(
@@ -308,7 +312,7 @@ def _checked(
         options["time_major"],
         options["checkpoint_every"],
     )
-    options["implementation"] = loop.choose_implementation(options["implementation"])
+    loop.check_implementation(options["implementation"], cell, xs)
     return _scan(
         cell, params, xs, state, lengths, mask, reset, reset_state, key, **options
     )

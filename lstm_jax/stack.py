@@ -139,6 +139,8 @@ class Layers:
         if key is not None:
             shapes.check_key(key)
         xs = jnp.asarray(xs)
+        for cell in self.cells:
+            loop.check_implementation(implementation, cell, xs)
         return _apply(
             self,
             params,
@@ -150,7 +152,7 @@ class Layers:
             key,
             time_major=time_major,
             checkpoint_every=checkpoint_every,
-            implementation=loop.choose_implementation(implementation),
+            implementation=implementation,
         )
 
     def step(

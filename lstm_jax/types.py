@@ -92,7 +92,7 @@ class Cell(Protocol):
     leading axes.
 
     A cell holds no arrays and is hashable (a frozen dataclass does both), so that it
-    can be a static argument of ``jax.jit``. Five attributes are optional:
+    can be a static argument of ``jax.jit``. Six attributes are optional:
 
     * ``dtype``: the compute dtype; None, the default, for that of the inputs.
     * ``input_shape``: the shape of one input; by default a vector of any size.
@@ -104,6 +104,8 @@ class Cell(Protocol):
     * ``perturb(key, params, xs)``: what training runs instead, where there is a key:
       ``(cell, params, xs)``, the inputs ``[T, *batch, ...]`` and whatever else the
       steps of that cell take. By default a key changes nothing.
+    * ``without_noise``: the cell that runs where there is no key, of equal steps; by
+      default the cell itself.
     """
 
     def init(self, key: Array) -> PyTree:

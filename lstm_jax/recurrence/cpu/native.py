@@ -1,0 +1,268 @@
+"""The calls to the kernels, and the reference in their place, on flat arguments.
+
+Everything here is time-major with one batch axis: ``xs`` is ``[T, B, I]``. The kernels
+save, for the backward pass, the *tape*: for each step, block of W units (W floats fill
+a vector of the processor) and row the values of i, f, g, o and of c after the step,
+``[T, ceil(H / W), B, 5 W]``, float32. Where there are controls, they save the h that
+entered each step too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.cell import LSTMCell
+from lstm_jax.products import accumulation_dtype
+from lstm_jax.recurrence import xla
+from lstm_jax.recurrence.cpu import library
+from lstm_jax.types import Array, LSTMParams, LSTMState
+
+TAPE_ENTRIES = 5
+
+
+class Inputs(NamedTuple):
+    """What a call is given; None where there is nothing."""
+
+    params: LSTMParams
+    xs: Any
+    state: LSTMState
+    valid: Any = None
+    reset: Any = None
+    reset_state: LSTMState | None = None
+
+
+class Outputs(NamedTuple):
+    """What a call can return; by name, since most calls want some of it only."""
+
+    ys: Any = None
+    cs: Any = None
+    h: Any = None
+    c: Any = None
+    tape: Any = None
+    entering: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What is static about a call.
+
+    Attributes:
+        cell: for the reference.
+        reverse: whether it runs from the last step to the first.
+        tree: structure of :class:`Inputs`.
+        emit: fields of :class:`Outputs`, in order, that are wanted or, going back, that
+            have a cotangent.
+    """
+
+    cell: LSTMCell
+    reverse: bool
+    tree: Any
+    emit: tuple[str, ...]
+
+    def inputs(self, leaves: Any) -> Inputs:
+        """The inputs from their leaves."""
+        return self.tree.unflatten(leaves)
+
+    @property
+    def leaves(self) -> int:
+        """How many inputs there are."""
+        return self.tree.num_leaves
+
+
+def output_shapes(call: Call, inputs: Inputs) -> Outputs:
+    """Shapes and dtypes of all that the forward kernel can return."""
+    (T, B, _), P = inputs.xs.shape, inputs.state.h.shape[-1]
+    H, dtype = inputs.state.c.shape[-1], inputs.xs.dtype
+    W = library.width()
+    float32 = jnp.float32
+    return Outputs(
+        ys=jax.ShapeDtypeStruct((T, B, P), dtype),
+        cs=jax.ShapeDtypeStruct((T, B, H), float32),
+        h=jax.ShapeDtypeStruct((B, P), dtype),
+        c=jax.ShapeDtypeStruct((B, H), float32),
+        tape=jax.ShapeDtypeStruct((T, -(-H // W), B, TAPE_ENTRIES * W), float32),
+        entering=jax.ShapeDtypeStruct((T, B, P), dtype),
+    )
+
+
+def _operands(inputs: Inputs) -> list[Array]:
+    """The kernels' first arguments; an empty array where there is nothing."""
+    params, (h, c) = inputs.params, inputs.state
+    reset_h, reset_c = inputs.reset_state or (None, None)
+    dtype = inputs.xs.dtype
+    return [
+        inputs.xs,
+        params.kernel,
+        params.recurrent_kernel,
+        _or_empty(params.bias, dtype),
+        _or_empty(params.projection_kernel, dtype),
+        h,
+        c,
+        _or_empty(inputs.valid, jnp.bool),
+        _or_empty(inputs.reset, jnp.bool),
+        _or_empty(reset_h, dtype),
+        _or_empty(reset_c, jnp.float32),
+    ]
+
+
+def _or_empty(array: Array | None, dtype: Any) -> Array:
+    return jnp.zeros((0,), dtype) if array is None else array
+
+
+def run(*leaves: Array, call: Call) -> list[Array]:
+    """The forward kernel."""
+    inputs = call.inputs(leaves)
+    shapes = [
+        shape if name in ("h", "c", *call.emit) else _empty(shape.dtype)
+        for name, shape in output_shapes(call, inputs)._asdict().items()
+    ]
+    kernel = jax.ffi.ffi_call(library.FORWARD, shapes)
+    outputs = Outputs(*kernel(*_operands(inputs), reverse=np.bool_(call.reverse)))
+    return [getattr(outputs, name) for name in call.emit]
+
+
+def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
+    """The backward kernel: the gradients of the inputs that ``which`` says.
+
+    The arguments are the inputs, the tape, the h that entered the steps (or without
+    controls ys), and the cotangents of ``call.emit``.
+    """
+    leaves, (tape, hidden), given = split(args, call.leaves, 2)
+    inputs = call.inputs(leaves)
+    cotangents = Outputs(**dict(zip(call.emit, given, strict=True)))
+    controlled = has_controls(inputs)
+    dtype = inputs.xs.dtype
+    empty = _or_empty(None, dtype)
+    (B, P), H = inputs.state.h.shape, inputs.state.c.shape[-1]
+    d_h, d_c = cotangents.h, cotangents.c
+    saved = [
+        empty if controlled else hidden,
+        hidden if controlled else empty,
+        tape,
+        _or_empty(cotangents.ys, dtype),
+        _or_empty(cotangents.cs, jnp.float32),
+        jnp.zeros((B, P), dtype) if d_h is None else d_h,
+        jnp.zeros((B, H), jnp.float32) if d_c is None else d_c,
+    ]
+    wanted = call.inputs(
+        leaf if want else None for leaf, want in zip(leaves, which, strict=True)
+    )
+    reset_h, reset_c = wanted.reset_state or (None, None)
+    results = [
+        (wanted.xs, dtype),
+        (wanted.params.kernel, dtype),
+        (wanted.params.recurrent_kernel, dtype),
+        (wanted.params.bias, dtype),
+        (wanted.params.projection_kernel, dtype),
+        (wanted.state.h, dtype),
+        (wanted.state.c, jnp.float32),
+        (reset_h, dtype),
+        (reset_c, jnp.float32),
+    ]
+    shapes = [
+        _empty(dtype) if leaf is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for leaf, dtype in results
+    ]
+    kernel = jax.ffi.ffi_call(library.BACKWARD, shapes)
+    operands = _operands(inputs) + saved
+    xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c = kernel(
+        *operands, reverse=np.bool_(call.reverse)
+    )
+    grads = Inputs(
+        LSTMParams(
+            kernel,
+            recurrent,
+            None if inputs.params.bias is None else bias,
+            None if inputs.params.projection_kernel is None else projection,
+        ),
+        xs,
+        LSTMState(h, c),
+        inputs.valid,
+        inputs.reset,
+        None if inputs.reset_state is None else LSTMState(reset_h, reset_c),
+    )
+    return [
+        leaf for leaf, want in zip(jax.tree.leaves(grads), which, strict=True) if want
+    ]
+
+
+def _empty(dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((0,), dtype)
+
+
+def has_controls(inputs: Inputs) -> bool:
+    """Whether the h that enters a step may be another than the output before."""
+    return inputs.valid is not None or inputs.reset is not None
+
+
+def split(args: Any, *counts: int) -> list[Any]:
+    """Cuts a list into parts of the given lengths, and the rest."""
+    parts, start = [], 0
+    for count in counts:
+        parts.append(args[start : start + count])
+        start += count
+    return [*parts, args[start:]]
+
+
+def reference_run(*leaves: Array, call: Call) -> list[Array]:
+    """What :func:`run` returns, by the reference; nothing needs its tape."""
+    inputs = call.inputs(leaves)
+    xs, valid = inputs.xs, inputs.valid
+    if valid is not None:
+        xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
+    widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
+    xs, state, reset_state = jax.tree.map(widen, (xs, inputs.state, inputs.reset_state))
+    (h, c), states = xla.run(
+        call.cell,
+        inputs.params,
+        xs,
+        state,
+        xla.Controls(valid, inputs.reset, reset_state),
+        reverse=call.reverse,
+        emit_states=True,
+    )
+    outputs = Outputs(states.h, states.c, h, c)
+    shapes = output_shapes(call, inputs)
+    return [
+        jnp.zeros(shape.shape, shape.dtype) if out is None else out.astype(shape.dtype)
+        for name, shape, out in zip(Outputs._fields, shapes, outputs, strict=True)
+        if name in call.emit
+    ]
+
+
+def reference_tangent(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
+    """The tangents of ``call.emit`` for those of the inputs that ``which`` says.
+
+    The arguments are the inputs, two that were saved and are not needed here, and the
+    tangents.
+    """
+    leaves, _, tangents = split(args, call.leaves, 2)
+    function, primals = _function_of(leaves, call, which)
+    return jax.jvp(function, primals, tuple(tangents))[1]
+
+
+def reference_pullback(
+    *args: Array, call: Call, which: tuple[bool, ...]
+) -> list[Array]:
+    """What :func:`pullback` returns, by the reference."""
+    leaves, _, cotangents = split(args, call.leaves, 2)
+    function, primals = _function_of(leaves, call, which)
+    return list(jax.vjp(function, *primals)[1](list(cotangents)))
+
+
+def _function_of(leaves: Any, call: Call, which: tuple[bool, ...]) -> tuple[Any, tuple]:
+    """The reference as a function of some of its inputs, and those."""
+
+    def function(*some):
+        some = iter(some)
+        merged = (
+            next(some) if w else leaf for leaf, w in zip(leaves, which, strict=True)
+        )
+        return reference_run(*merged, call=call)
+
+    return function, tuple(leaf for leaf, w in zip(leaves, which, strict=True) if w)

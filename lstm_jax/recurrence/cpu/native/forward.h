@@ -1,0 +1,344 @@
+// The forward pass, for inference and for training.
+//
+// Threads share either the rows, each running all steps of its own without waiting, or
+// the units, with a barrier a step. Pre-activations stay in the cache: those of one
+// block of units at a time where rows are shared, else those of a few steps.
+#ifndef LSTM_JAX_FORWARD_H_
+#define LSTM_JAX_FORWARD_H_
+
+#include "activations.h"
+#include "plan.h"
+
+namespace lstm {
+namespace LSTM_ISA {
+
+// Rows of inputs projected together where units are shared.
+constexpr int64_t kProjectedRows = 96;
+
+template <class Scalar>
+class Forward {
+ public:
+  Forward(const ForwardProblem<Scalar>& problem, int limit)
+      : p_(problem),
+        s_(problem.sizes),
+        steps_(problem.sizes, problem.controls),
+        threads_(ChooseThreads(s_, limit)),
+        blocks_(UnitBlocks(s_.units)),
+        panels_(2 * blocks_),
+        output_panels_(CeilDiv(s_.outputs, kPanel)),
+        block_steps_(ShareRows(s_, threads_) ? 1 : BlockSteps(s_, kProjectedRows)) {}
+
+  void Run(Crew& crew) {
+    Carver measure(nullptr);
+    Carve(measure);
+    Scratch scratch(measure.used());
+    Carver carver(scratch.data());
+    Carve(carver);
+    crew.Run(
+        threads_,
+        [](void* self, int rank, Team& team) {
+          static_cast<Forward*>(self)->Body(rank, team);
+        },
+        this);
+  }
+
+ private:
+  void Carve(Carver& carver) {
+    const int64_t block_rows = block_steps_ * s_.rows;
+    kernel_ = carver.Floats(panels_ * s_.inputs * kPanel);
+    recurrent_ = carver.Floats(panels_ * s_.outputs * kPanel);
+    bias_ = carver.Floats(panels_ * kPanel);
+    x_rows_ = PanelRows(block_rows);
+    x_ = carver.Floats(CeilDiv(s_.inputs, kPanel) * x_rows_ * kPanel);
+    z_rows_ = PanelRows(block_rows);
+    z_ = carver.Floats((ShareRows(s_, threads_) ? 2 : panels_) * z_rows_ * kPanel);
+    h_rows_ = PanelRows(s_.rows);
+    for (float*& h : h_) h = carver.Floats(output_panels_ * h_rows_ * kPanel);
+    c_ = carver.Floats(blocks_ * s_.rows * kWidth);
+    if (s_.projected) {
+      projection_ = carver.Floats(output_panels_ * s_.units * kPanel);
+      m_ = carver.Floats(CeilDiv(s_.units, kPanel) * h_rows_ * kPanel);
+    }
+  }
+
+  void Body(int rank, Team& team) {
+    Pack(team);
+    team.Form(rank);
+    // The team may have come out smaller than was asked for.
+    if (ShareRows(s_, threads_)) {
+      RunRows(Part(s_.rows, rank, team.size()));
+    } else {
+      RunBlocks(rank, team);
+    }
+  }
+
+  // Packs weights and the first state; whoever is here takes part.
+  void Pack(Team& team) {
+    const int64_t projections = s_.projected ? output_panels_ : 0;
+    for (;;) {
+      const int64_t item = team.Take();
+      if (item < panels_) {
+        PackGates(item);
+      } else if (item < panels_ + projections) {
+        const int64_t panel = item - panels_;
+        PackPanel(p_.weights.projection, s_.units, s_.outputs,
+                  PlainColumns(s_.outputs, panel),
+                  projection_ + panel * s_.units * kPanel);
+      } else if (item < panels_ + projections + s_.rows) {
+        Start(item - panels_ - projections);
+      } else {
+        break;
+      }
+    }
+  }
+
+  void PackGates(int64_t panel) {
+    const Columns columns = GateColumns(s_.units, panel);
+    PackPanel(p_.weights.kernel, s_.inputs, 4 * s_.units, columns,
+              kernel_ + panel * s_.inputs * kPanel);
+    PackPanel(p_.weights.recurrent, s_.outputs, 4 * s_.units, columns,
+              recurrent_ + panel * s_.outputs * kPanel);
+    for (int v = 0; v < 2; ++v) {
+      const Vec bias = p_.weights.bias ? LoadUpTo(p_.weights.bias + columns.start[v],
+                                                  columns.count[v])
+                                       : Vec{};
+      Store(bias_ + panel * kPanel + v * kWidth, bias);
+    }
+  }
+
+  // The state that enters the first step, of one row.
+  void Start(int64_t row) {
+    const bool reset = steps_.Reset(steps_.Time(0), row);
+    const State<Scalar>& from = reset ? p_.controls.reset_state : p_.state;
+    for (int64_t block = 0; block < 2 * output_panels_; ++block) {
+      const Vec h = HiddenOf(from, block, row);
+      Store(InPanels(h_[0], h_rows_, block, row), h);
+      Emit(p_.entering, steps_.Time(0), block, row, h);
+    }
+    for (int64_t block = 0; block < blocks_; ++block) {
+      Store(CellAt(c_, s_.rows, block, row), CellOf(from, block, row));
+    }
+  }
+
+  void RunRows(Range rows) {
+    if (rows.size() == 0) return;
+    for (int64_t n = 0; n < s_.steps; ++n) {
+      const int64_t time = steps_.Time(n);
+      PackRows(p_.xs + time * s_.rows * s_.inputs, rows.begin, rows.end, s_.inputs,
+               x_rows_, x_ + rows.begin * kPanel);
+      const Left x = {x_ + rows.begin * kPanel, kPanel, x_rows_ * kPanel};
+      const Sums<float> z = {z_ + rows.begin * kPanel, kPanel, z_rows_ * kPanel};
+      for (int64_t block = 0; block < blocks_; ++block) {
+        Multiply(x, rows.size(), kernel_ + 2 * block * s_.inputs * kPanel, s_.inputs, 2,
+                 {bias_ + 2 * block * kPanel, 0, kPanel}, z);
+        Recur(n, rows, block, 1, z);
+        Activate(rows, z_);
+        Update(n, rows, block, z_);
+      }
+      if (s_.projected) Project(n, rows);
+    }
+  }
+
+  void RunBlocks(int rank, Team& team) {
+    const Range mine = Part(blocks_, rank, team.size());
+    const Range rows = {0, s_.rows};
+    for (int64_t first = 0; first < s_.steps; first += block_steps_) {
+      const int64_t last = Min(first + block_steps_, s_.steps);
+      const Range times = steps_.Times(first, last);
+      const Range share = Part(times.size() * s_.rows, rank, team.size());
+      PackRows(p_.xs + times.begin * s_.rows * s_.inputs, share.begin, share.end,
+               s_.inputs, x_rows_, x_ + share.begin * kPanel);
+      team.Barrier();
+      Multiply({x_, kPanel, x_rows_ * kPanel}, times.size() * s_.rows,
+               kernel_ + 2 * mine.begin * s_.inputs * kPanel, s_.inputs,
+               2 * mine.size(), {bias_ + 2 * mine.begin * kPanel, 0, kPanel},
+               Z().At(0, 2 * mine.begin));
+      for (int64_t n = first; n < last; ++n) {
+        const int64_t row = (steps_.Time(n) - times.begin) * s_.rows;
+        Recur(n, rows, mine.begin, mine.size(), Z().At(row, 2 * mine.begin));
+        for (int64_t block = mine.begin; block < mine.end; ++block) {
+          Activate(rows, Z().At(row, 2 * block).data);
+        }
+        for (int64_t block = mine.begin; block < mine.end; ++block) {
+          Update(n, rows, block, Z().At(row, 2 * block).data);
+        }
+        team.Barrier();
+      }
+    }
+  }
+
+  Sums<float> Z() const { return {z_, kPanel, z_rows_ * kPanel}; }
+
+  // z += h * recurrent kernel, for some blocks of units.
+  void Recur(int64_t n, Range rows, int64_t block, int64_t blocks, Sums<float> z) {
+    Multiply({h_[n % 2] + rows.begin * kPanel, kPanel, h_rows_ * kPanel}, rows.size(),
+             recurrent_ + 2 * block * s_.outputs * kPanel, s_.outputs, 2 * blocks,
+             {z.data, z.row_step, z.panel_step}, z);
+  }
+
+  // The gates of one block of units, in place; `z` is row 0 of its first panel. All are
+  // computed before any is used, so that the processor need not wait for one of them.
+  void Activate(Range rows, float* z) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      float* input_forget = z + row * kPanel;
+      float* candidate_output = input_forget + z_rows_ * kPanel;
+      Store(input_forget, Sigmoid(Load(input_forget)));
+      Store(input_forget + kWidth, Sigmoid(Load(input_forget + kWidth)));
+      Store(candidate_output, Tanh(Load(candidate_output)));
+      Store(candidate_output + kWidth, Sigmoid(Load(candidate_output + kWidth)));
+    }
+  }
+
+  // The state of one block of units, from its gates.
+  void Update(int64_t n, Range rows, int64_t block, const float* z) {
+    const int64_t time = steps_.Time(n);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      float* cell = CellAt(c_, s_.rows, block, row);
+      const Vec before = Load(cell);
+      if (!steps_.Valid(time, row)) {
+        if (p_.tape) Record(time, block, row, Vec{}, Vec{}, Vec{}, Vec{}, before);
+        EmitCell(time, block, row, Vec{});
+        CarryCell(n, block, row, before);
+        if (!s_.projected) Hold(n, block, row);
+        continue;
+      }
+      const float* input_forget = z + row * kPanel;
+      const float* candidate_output = input_forget + z_rows_ * kPanel;
+      const Vec i = Load(input_forget);
+      const Vec f = Load(input_forget + kWidth);
+      const Vec g = Load(candidate_output);
+      const Vec o = Load(candidate_output + kWidth);
+      const Vec c = f * before + i * g;
+      const Vec m = Round<Scalar>(o * Tanh(c));
+      if (p_.tape) Record(time, block, row, i, f, g, o, c);
+      EmitCell(time, block, row, c);
+      CarryCell(n, block, row, c);
+      if (s_.projected) {
+        Store(InPanels(m_, h_rows_, block, row), m);
+      } else {
+        Emit(p_.ys, time, block, row, m);
+        CarryHidden(n, block, row, m);
+      }
+    }
+  }
+
+  // h = m * projection kernel, of a whole step.
+  void Project(int64_t n, Range rows) {
+    alignas(64) static constexpr float kZeros[kPanel] = {};
+    float* next = h_[(n + 1) % 2];
+    Multiply({m_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel}, rows.size(),
+             projection_, s_.units, output_panels_, {kZeros, 0, 0},
+             {next + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t time = steps_.Time(n);
+      const bool valid = steps_.Valid(time, row);
+      for (int64_t block = 0; block < 2 * output_panels_; ++block) {
+        if (!valid) {
+          Hold(n, block, row);
+          continue;
+        }
+        const Vec h = Round<Scalar>(Load(InPanels(next, h_rows_, block, row)));
+        Emit(p_.ys, time, block, row, h);
+        CarryHidden(n, block, row, h);
+      }
+    }
+  }
+
+  // A step that is not valid: nothing out, the state as before.
+  void Hold(int64_t n, int64_t block, int64_t row) {
+    Emit(p_.ys, steps_.Time(n), block, row, Vec{});
+    CarryHidden(n, block, row, Load(InPanels(h_[n % 2], h_rows_, block, row)));
+  }
+
+  // What leaves a step enters the next one, or is the last state.
+  void CarryHidden(int64_t n, int64_t block, int64_t row, Vec h) {
+    if (n + 1 == s_.steps) {
+      Emit(p_.last_h, 0, block, row, h);
+      return;
+    }
+    const int64_t next = steps_.Time(n + 1);
+    if (steps_.Reset(next, row)) h = HiddenOf(p_.controls.reset_state, block, row);
+    Store(InPanels(h_[(n + 1) % 2], h_rows_, block, row), h);
+    Emit(p_.entering, next, block, row, h);
+  }
+
+  void CarryCell(int64_t n, int64_t block, int64_t row, Vec c) {
+    if (n + 1 == s_.steps) {
+      const int64_t unit = block * kWidth;
+      StoreUpTo(p_.last_c + row * s_.units + unit, c, Count(s_.units - unit));
+      return;
+    }
+    if (steps_.Reset(steps_.Time(n + 1), row)) {
+      c = CellOf(p_.controls.reset_state, block, row);
+    }
+    Store(CellAt(c_, s_.rows, block, row), c);
+  }
+
+  void Record(int64_t time, int64_t block, int64_t row, Vec i, Vec f, Vec g, Vec o,
+              Vec c) {
+    float* to =
+        p_.tape + ((time * blocks_ + block) * s_.rows + row) * kTapeEntries * kWidth;
+    Store(to, i);
+    Store(to + kWidth, f);
+    Store(to + 2 * kWidth, g);
+    Store(to + 3 * kWidth, o);
+    Store(to + 4 * kWidth, c);
+  }
+
+  // Writes a block of columns of [T, B, P]; to nowhere, if that is null.
+  void Emit(Scalar* to, int64_t time, int64_t block, int64_t row, Vec h) {
+    if (!to) return;
+    const int64_t column = block * kWidth;
+    StoreUpTo(to + (time * s_.rows + row) * s_.outputs + column, h,
+              Count(s_.outputs - column));
+  }
+
+  void EmitCell(int64_t time, int64_t block, int64_t row, Vec c) {
+    if (!p_.cs) return;
+    const int64_t unit = block * kWidth;
+    StoreUpTo(p_.cs + (time * s_.rows + row) * s_.units + unit, c,
+              Count(s_.units - unit));
+  }
+
+  Vec HiddenOf(const State<Scalar>& state, int64_t block, int64_t row) const {
+    const int64_t column = block * kWidth;
+    return LoadUpTo(state.h + row * s_.outputs + column, Count(s_.outputs - column));
+  }
+
+  Vec CellOf(const State<Scalar>& state, int64_t block, int64_t row) const {
+    const int64_t unit = block * kWidth;
+    return LoadUpTo(state.c + row * s_.units + unit, Count(s_.units - unit));
+  }
+
+  static int Count(int64_t left) { return static_cast<int>(Max(Min(left, kWidth), 0)); }
+
+  const ForwardProblem<Scalar>& p_;
+  const Sizes& s_;
+  const Steps<Scalar> steps_;
+  const int threads_;
+  const int64_t blocks_;         // of units
+  const int64_t panels_;         // of gates
+  const int64_t output_panels_;  // of h
+  const int64_t block_steps_;
+
+  // Weights in panels.
+  float* kernel_ = nullptr;
+  float* recurrent_ = nullptr;
+  float* bias_ = nullptr;
+  float* projection_ = nullptr;
+  // Inputs and pre-activations of a block of steps.
+  float* x_ = nullptr;
+  int64_t x_rows_ = 0;
+  float* z_ = nullptr;
+  int64_t z_rows_ = 0;
+  // The state: h as it enters this step and the next one, c, and h before projection.
+  float* h_[2] = {nullptr, nullptr};
+  int64_t h_rows_ = 0;
+  float* c_ = nullptr;
+  float* m_ = nullptr;
+};
+
+}  // namespace LSTM_ISA
+}  // namespace lstm
+
+#endif  // LSTM_JAX_FORWARD_H_

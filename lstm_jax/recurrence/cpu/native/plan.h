@@ -1,0 +1,119 @@
+// How a call is cut: over threads, and over time.
+#ifndef LSTM_JAX_PLAN_H_
+#define LSTM_JAX_PLAN_H_
+
+#include "pack.h"
+#include "team.h"
+
+namespace lstm {
+namespace LSTM_ISA {
+
+struct Range {
+  int64_t begin;
+  int64_t end;
+  int64_t size() const { return end - begin; }
+};
+
+LSTM_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+LSTM_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Part `rank` of `count` things cut into `parts` nearly equal parts.
+LSTM_INLINE Range Part(int64_t count, int rank, int parts) {
+  return {count * rank / parts, count * (rank + 1) / parts};
+}
+
+// A barrier costs a fraction of a microsecond, a thread some more to come: below so
+// many operations a step, or in all, one thread is faster than two.
+constexpr double kStepWorth = 1e5;
+constexpr double kCallWorth = 2e6;
+// With so many rows for each thread, the threads share the rows and never wait for
+// each other; with fewer, they share the units and meet at every step, so that each
+// reads but its own part of the weights.
+constexpr int64_t kRowsWorth = 12;
+
+LSTM_INLINE int ChooseThreads(const Sizes& s, int limit) {
+  const double step = 8.0 * s.rows * s.units * s.outputs;
+  const double call = s.steps * (step + 8.0 * s.rows * s.units * s.inputs);
+  if (step < kStepWorth || call < kCallWorth) return 1;
+  const int64_t most = s.projected ? s.rows : Max(s.rows, CeilDiv(s.units, kPanel));
+  return static_cast<int>(Min(limit, most));
+}
+
+LSTM_INLINE bool ShareRows(const Sizes& s, int threads) {
+  return s.projected || s.rows >= kRowsWorth * threads;
+}
+
+// Steps in a block of about `rows` rows, in blocks of nearly equal size.
+LSTM_INLINE int64_t BlockSteps(const Sizes& s, int64_t rows) {
+  const int64_t most = Min(Max(rows / s.rows, 1), s.steps);
+  return CeilDiv(s.steps, CeilDiv(s.steps, most));
+}
+
+// Rows of a panel in scratch memory. An odd number, since panels an even number of
+// cache lines apart would compete for few places in the caches.
+LSTM_INLINE int64_t PanelRows(int64_t rows) { return rows | 1; }
+
+// Hands out parts of one block of scratch memory. Built twice: once to measure, with a
+// null pointer, and once to use.
+class Carver {
+ public:
+  explicit Carver(char* base) : base_(base) {}
+
+  float* Floats(int64_t count) {
+    const size_t start = used_;
+    used_ += (count * sizeof(float) + kLine - 1) / kLine * kLine;
+    return base_ ? reinterpret_cast<float*>(base_ + start) : nullptr;
+  }
+
+  size_t used() const { return used_; }
+
+ private:
+  static constexpr size_t kLine = 64;
+  char* base_;
+  size_t used_ = 0;
+};
+
+// The cell state and its gradient in scratch memory: [blocks of units][rows][kWidth].
+LSTM_INLINE float* CellAt(float* cells, int64_t rows, int64_t block, int64_t row) {
+  return cells + (block * rows + row) * kWidth;
+}
+
+// Block `block` of kWidth columns in a row of a matrix in panels.
+LSTM_INLINE float* InPanels(float* panels, int64_t panel_rows, int64_t block,
+                            int64_t row) {
+  return panels + (block / 2 * panel_rows + row) * kPanel + block % 2 * kWidth;
+}
+
+// What both passes ask about the steps, the rows and their controls.
+template <class Scalar>
+class Steps {
+ public:
+  Steps(const Sizes& sizes, const Controls<Scalar>& controls)
+      : sizes_(sizes), controls_(controls) {}
+
+  // The time of the step that runs as number `n`.
+  int64_t Time(int64_t n) const { return sizes_.reverse ? sizes_.steps - 1 - n : n; }
+
+  // The times of steps number [begin, end).
+  Range Times(int64_t begin, int64_t end) const {
+    if (!sizes_.reverse) return {begin, end};
+    return {sizes_.steps - end, sizes_.steps - begin};
+  }
+
+  bool Valid(int64_t time, int64_t row) const {
+    return !controls_.valid || controls_.valid[time * sizes_.rows + row];
+  }
+
+  bool Reset(int64_t time, int64_t row) const {
+    return controls_.reset && controls_.reset[time * sizes_.rows + row];
+  }
+
+ private:
+  const Sizes& sizes_;
+  const Controls<Scalar>& controls_;
+};
+
+}  // namespace LSTM_ISA
+}  // namespace lstm
+
+#endif  // LSTM_JAX_PLAN_H_

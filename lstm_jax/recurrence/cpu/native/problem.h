@@ -1,0 +1,109 @@
+// What the kernels are given: plain structs, shared by the code of all instruction
+// sets.
+#ifndef LSTM_JAX_PROBLEM_H_
+#define LSTM_JAX_PROBLEM_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lstm {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The sizes: T steps, B rows, I inputs, H units, P the size of h (H if not projected).
+struct Sizes {
+  int64_t steps;
+  int64_t rows;
+  int64_t inputs;
+  int64_t units;
+  int64_t outputs;
+  bool projected;
+  bool reverse;
+};
+
+// A pointer is null where there is nothing: no bias, no projection, no controls.
+template <class Scalar>
+struct Weights {
+  const Scalar* kernel;      // [I, 4H]
+  const Scalar* recurrent;   // [P, 4H]
+  const Scalar* bias;        // [4H]
+  const Scalar* projection;  // [H, P]
+};
+
+template <class Scalar>
+struct State {
+  const Scalar* h;  // [B, P]
+  const float* c;   // [B, H]
+};
+
+// `valid` false holds the state; `reset` true sets it to `reset_state` before the step.
+template <class Scalar>
+struct Controls {
+  const bool* valid;  // [T, B]
+  const bool* reset;  // [T, B]
+  State<Scalar> reset_state;
+};
+
+// The tape holds, for each step, block of W units and row: i, f, g, o and c after the
+// step, W of each: [T, ceil(H / W), B, 5 W].
+constexpr int kTapeEntries = 5;
+
+template <class Scalar>
+struct ForwardProblem {
+  Sizes sizes;
+  const Scalar* xs;  // [T, B, I]
+  Weights<Scalar> weights;
+  State<Scalar> state;
+  Controls<Scalar> controls;
+  Scalar* ys;        // [T, B, P]; may be null
+  float* cs;         // [T, B, H]; may be null
+  Scalar* last_h;    // [B, P]
+  float* last_c;     // [B, H]
+  float* tape;       // may be null
+  Scalar* entering;  // [T, B, P], h as it enters each step; may be null
+};
+
+template <class Scalar>
+struct BackwardProblem {
+  Sizes sizes;
+  const Scalar* xs;
+  Weights<Scalar> weights;
+  State<Scalar> state;
+  Controls<Scalar> controls;
+  const Scalar* ys;        // used where `entering` is null
+  const Scalar* entering;  // [T, B, P]; given with controls
+  const float* tape;
+  const Scalar* d_ys;  // [T, B, P]; may be null
+  const float* d_cs;   // [T, B, H]; may be null
+  const Scalar* d_last_h;
+  const float* d_last_c;
+  Scalar* d_xs;  // [T, B, I]; may be null, as may every pointer that follows
+  Scalar* d_kernel;
+  Scalar* d_recurrent;
+  Scalar* d_bias;
+  Scalar* d_projection;
+  Scalar* d_h;
+  float* d_c;
+  Scalar* d_reset_h;
+  float* d_reset_c;
+};
+
+class Crew;
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  int width;  // W
+  void (*forward_f32)(const ForwardProblem<float>&, Crew&);
+  void (*backward_f32)(const BackwardProblem<float>&, Crew&);
+  void (*forward_bf16)(const ForwardProblem<BFloat16>&, Crew&);
+  void (*backward_bf16)(const BackwardProblem<BFloat16>&, Crew&);
+  void (*sigmoid)(const float* x, float* y, int64_t size);
+  void (*tanh)(const float* x, float* y, int64_t size);
+};
+
+}  // namespace lstm
+
+#endif  // LSTM_JAX_PROBLEM_H_

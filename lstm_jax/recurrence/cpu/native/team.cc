@@ -1,0 +1,174 @@
+#include "team.h"
+
+#include <sched.h>
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "pool.h"
+
+namespace lstm {
+namespace {
+
+// How often a waiting thread looks before it lets others run: about 20 microseconds.
+// Another process may have taken the core of whoever it is waiting for.
+constexpr int kSpins = 1000;
+// How long the first member waits for others, once it has no work of its own left.
+constexpr int kJoinSpins = 2000;
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <class Done>
+void WaitUntil(Done done) {
+  for (int spin = 0; !done(); ++spin) {
+    if (spin < kSpins) {
+      Pause();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+}  // namespace
+
+int Team::Join() {
+  int joined = joined_.load(std::memory_order_relaxed);
+  while (joined < limit_) {  // false once it is closed
+    if (joined_.compare_exchange_weak(joined, joined + 1, std::memory_order_acq_rel)) {
+      return joined;
+    }
+  }
+  return -1;
+}
+
+void Team::Form(int rank) {
+  if (rank == 0) {
+    for (int spin = 0; spin < kJoinSpins; ++spin) {
+      if (joined_.load(std::memory_order_relaxed) == limit_) break;
+      Pause();
+    }
+    size_ = joined_.load(std::memory_order_relaxed);
+    while (!joined_.compare_exchange_weak(size_, size_ | kClosed,
+                                          std::memory_order_acq_rel)) {
+    }
+  } else {
+    WaitUntil([this] { return joined_.load(std::memory_order_acquire) >= kClosed; });
+  }
+  Barrier();
+  if (rank == 0) next_.store(0, std::memory_order_relaxed);
+  Barrier();
+}
+
+void Team::Barrier() {
+  if (size_ == 1) return;
+  const uint32_t generation = generation_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  WaitUntil([&] { return generation_.load(std::memory_order_acquire) != generation; });
+}
+
+void Crew::Run(int threads, void (*body)(void*, int, Team&), void* context) {
+  auto team = std::make_shared<Team>(threads);
+  for (int n = 1; n < threads; ++n) {
+    pool_->Schedule([team, body, context, caller = std::this_thread::get_id()] {
+      // A pool that is full runs the task at once, in the thread that hands it over.
+      if (std::this_thread::get_id() == caller) return;
+      const int rank = team->Join();
+      if (rank < 0) return;
+      body(context, rank, *team);
+      team->Barrier();
+    });
+  }
+  body(context, 0, *team);
+  // Nobody works on memory that this thread is about to give back.
+  team->Barrier();
+}
+
+namespace {
+
+// Blocks given back, to be used again. More than this is not kept.
+constexpr size_t kKeptBytes = size_t{256} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
+
+struct Block {
+  char* data;
+  size_t bytes;
+};
+
+struct Kept {
+  std::mutex mutex;
+  std::vector<Block> blocks;
+  size_t bytes = 0;
+};
+
+Kept& TheKept() {
+  static Kept* kept = new Kept;  // never destroyed: calls may run during exit
+  return *kept;
+}
+
+Block Obtain(size_t bytes) {
+  Kept& kept = TheKept();
+  {
+    std::lock_guard<std::mutex> lock(kept.mutex);
+    auto best = kept.blocks.end();
+    for (auto it = kept.blocks.begin(); it != kept.blocks.end(); ++it) {
+      if (it->bytes < bytes) continue;
+      if (best == kept.blocks.end() || it->bytes < best->bytes) best = it;
+    }
+    if (best != kept.blocks.end()) {
+      const Block block = *best;
+      kept.blocks.erase(best);
+      kept.bytes -= block.bytes;
+      return block;
+    }
+  }
+  const size_t unit = bytes < kHugePage ? 4096 : kHugePage;
+  bytes = (bytes + unit - 1) / unit * unit;
+  char* data = static_cast<char*>(std::aligned_alloc(unit, bytes));
+  if (data == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (unit == kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return {data, bytes};
+}
+
+}  // namespace
+
+Scratch::Scratch(size_t bytes) {
+  const Block block = Obtain(bytes);
+  data_ = block.data;
+  bytes_ = block.bytes;
+}
+
+Scratch::~Scratch() {
+  Kept& kept = TheKept();
+  std::lock_guard<std::mutex> lock(kept.mutex);
+  // The oldest go first.
+  while (!kept.blocks.empty() && kept.bytes + bytes_ > kKeptBytes) {
+    kept.bytes -= kept.blocks.front().bytes;
+    std::free(kept.blocks.front().data);
+    kept.blocks.erase(kept.blocks.begin());
+  }
+  if (bytes_ > kKeptBytes) {
+    std::free(data_);
+    return;
+  }
+  kept.blocks.push_back({data_, bytes_});
+  kept.bytes += bytes_;
+}
+
+}  // namespace lstm

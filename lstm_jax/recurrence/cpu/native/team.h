@@ -1,0 +1,102 @@
+// Threads that work on one call together.
+//
+// XLA's pool may run a task late or, when other calls fill it, not before this call is
+// over. So nobody waits for a task that has not begun: the calling thread starts to
+// work at once, and those tasks that begin while it packs the weights become its team.
+#ifndef LSTM_JAX_TEAM_H_
+#define LSTM_JAX_TEAM_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace lstm {
+
+class Pool;
+
+class Team {
+ public:
+  explicit Team(int limit) : limit_(limit) {}
+
+  // For a thread that wants to take part; returns its rank, or -1 if it is too late.
+  int Join();
+
+  // Every member calls this once, when no item is left to be taken. From then on `size`
+  // is fixed.
+  void Form(int rank);
+
+  int size() const { return size_; }
+
+  // Waits until all members are here.
+  void Barrier();
+
+  // Hands out 0, 1, 2, ... A member that got a number beyond its items stops.
+  int64_t Take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
+ private:
+  static constexpr int kClosed = 1 << 20;
+
+  const int limit_;
+  int size_ = 1;
+  alignas(64) std::atomic<int> joined_{1};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+// Items shared out as members ask for them, phase after phase.
+class Sharing {
+ public:
+  explicit Sharing(Team& team) : team_(team) {}
+
+  // Calls `work(item)` for some of the items below `count`; every member calls it.
+  template <class Work>
+  void Run(int64_t count, Work work) {
+    for (;;) {
+      const int64_t item = team_.Take() - first_;
+      if (item >= count) break;
+      work(item);
+    }
+    // Each member took one number too many.
+    first_ += count + team_.size();
+  }
+
+ private:
+  Team& team_;
+  int64_t first_ = 0;
+};
+
+// What a kernel runs its work with.
+class Crew {
+ public:
+  Crew(Pool* pool, int limit) : pool_(pool), limit_(limit) {}
+
+  int limit() const { return limit_; }
+
+  // Runs `body(context, rank, team)` on up to `threads` threads, this one being rank 0.
+  void Run(int threads, void (*body)(void*, int, Team&), void* context);
+
+ private:
+  Pool* pool_;
+  int limit_;
+};
+
+// Memory kept from call to call, since the system clears every page that it hands out.
+// Aligned to a cache line; what it holds is not defined.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  char* data() const { return data_; }
+
+ private:
+  char* data_;
+  size_t bytes_;
+};
+
+}  // namespace lstm
+
+#endif  // LSTM_JAX_TEAM_H_

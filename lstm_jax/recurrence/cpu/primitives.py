@@ -1,0 +1,289 @@
+"""The kernels as primitives of JAX, with a rule for every transform.
+
+Three of them, on the leaves of :class:`lstm_jax.recurrence.cpu.native.Inputs`:
+
+* ``run_p``: the forward pass.
+* ``tangent_p``: its tangents, linear in the tangents of the inputs. Reverse mode
+  transposes it, into
+* ``pullback_p``: the backward pass.
+
+On a CPU ``run_p`` and ``pullback_p`` are the kernels. What has no kernel, which is
+forward mode, second derivatives and other devices, is the reference.
+
+vmap adds its axis to the batch where it can: not where weights are mapped over, or
+their gradients wanted one by one. There the kernel runs once for each element.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
+
+from lstm_jax.recurrence.cpu import native
+from lstm_jax.recurrence.cpu.native import Call, Inputs, Outputs
+
+# Where an output has its batch axis, and the outputs that have tangents.
+_OUTPUT_AXES = Outputs(ys=1, cs=1, h=0, c=0, tape=2, entering=1)
+_DIFFERENTIABLE = ("ys", "cs", "h", "c")
+
+
+def _primitive(name: str, kernel: Callable | None, reference: Callable) -> Primitive:
+    """A primitive that is ``kernel`` on a CPU, and elsewhere ``reference``."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    @functools.partial(jax.jit, static_argnames=("call", "which"))
+    def apply(*args, **params):
+        return primitive.bind(*args, **params)
+
+    def implementation(*args, call, which=None):
+        options = {} if which is None else {"which": which}
+        return apply(*args, call=call, **options)
+
+    primitive.def_impl(implementation)
+    lower = functools.partial(mlir.lower_fun, multiple_results=True)
+    mlir.register_lowering(primitive, lower(reference))
+    if kernel is not None:
+        mlir.register_lowering(primitive, lower(kernel), platform="cpu")
+    return primitive
+
+
+run_p = _primitive("lstm", native.run, native.reference_run)
+tangent_p = _primitive("lstm_tangent", None, native.reference_tangent)
+pullback_p = _primitive("lstm_pullback", native.pullback, native.reference_pullback)
+
+
+def run(inputs: Inputs, call: Call) -> Outputs:
+    """Runs the kernel; fields that ``call.emit`` does not name are None."""
+    outputs = run_p.bind(*jax.tree.leaves(inputs), call=call)
+    return Outputs(**dict(zip(call.emit, outputs, strict=True)))
+
+
+# Shapes. Every input varies over the same axes of shard_map, and so do the outputs.
+
+
+def _output_avals(call: Call, leaves: Any) -> list[Any]:
+    inputs = call.inputs(leaves)
+    shapes = native.output_shapes(call, inputs)._asdict()
+    like = inputs.state.h
+    return [
+        like.update(shape=shapes[name].shape, dtype=shapes[name].dtype)
+        for name in call.emit
+    ]
+
+
+@run_p.def_abstract_eval
+def _run_avals(*leaves, call):
+    return _output_avals(call, leaves)
+
+
+@tangent_p.def_abstract_eval
+def _tangent_avals(*args, call, which):
+    return _output_avals(call, args[: call.leaves])
+
+
+@pullback_p.def_abstract_eval
+def _pullback_avals(*args, call, which):
+    return [leaf for leaf, want in zip(args, which, strict=False) if want]
+
+
+# Derivatives.
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, ad.Zero) or tangent.dtype == jax.dtypes.float0
+
+
+def _run_jvp(primals, tangents, *, call):
+    inputs = call.inputs(primals)
+    hidden = "entering" if native.has_controls(inputs) else "ys"
+    wanted = {*call.emit, "tape", hidden}
+    emit = tuple(name for name in Outputs._fields if name in wanted)
+    outputs = run(inputs, dataclasses.replace(call, emit=emit))
+    which = tuple(not _is_zero(tangent) for tangent in tangents)
+    moving = tuple(name for name in call.emit if name in _DIFFERENTIABLE)
+    d_outputs = tangent_p.bind(
+        *primals,
+        outputs.tape,
+        getattr(outputs, hidden),
+        *(tangent for tangent in tangents if not _is_zero(tangent)),
+        call=dataclasses.replace(call, emit=moving),
+        which=which,
+    )
+    d_outputs = dict(zip(moving, d_outputs, strict=True))
+    outs = [getattr(outputs, name) for name in call.emit]
+    # What was saved is a function of the inputs too, but whoever reads it does so
+    # together with the inputs, and differentiates by those.
+    zeros = [ad.Zero(jax.typeof(out).to_tangent_aval()) for out in outs]
+    return outs, [
+        d_outputs.get(name, zero) for name, zero in zip(call.emit, zeros, strict=True)
+    ]
+
+
+def _tangent_transpose(cotangents, *args, call, which):
+    primals, saved, tangents = native.split(args, call.leaves, 2)
+    given = {
+        name: cotangent
+        for name, cotangent in zip(call.emit, cotangents, strict=True)
+        if not isinstance(cotangent, ad.Zero)
+    }
+    nothing = [None] * (call.leaves + 2)
+    if not given:
+        return nothing + [None] * len(tangents)
+    grads = pullback_p.bind(
+        *primals,
+        *saved,
+        *given.values(),
+        call=dataclasses.replace(call, emit=tuple(given)),
+        which=which,
+    )
+    return nothing + [
+        grad if ad.is_undefined_primal(tangent) else None
+        for grad, tangent in zip(grads, tangents, strict=True)
+    ]
+
+
+def _reference_jvp(reference: Callable, primals, tangents, **params):
+    """The derivative of the reference, by those arguments that have a tangent."""
+    moving = [n for n, tangent in enumerate(tangents) if not _is_zero(tangent)]
+
+    def function(*some):
+        args = list(primals)
+        for n, value in zip(moving, some, strict=True):
+            args[n] = value
+        return reference(*args, **params)
+
+    return jax.jvp(
+        function,
+        tuple(primals[n] for n in moving),
+        tuple(tangents[n] for n in moving),
+    )
+
+
+ad.primitive_jvps[run_p] = _run_jvp
+ad.primitive_jvps[tangent_p] = functools.partial(
+    _reference_jvp, native.reference_tangent
+)
+ad.primitive_jvps[pullback_p] = functools.partial(
+    _reference_jvp, native.reference_pullback
+)
+ad.primitive_transposes[tangent_p] = _tangent_transpose
+
+
+# vmap.
+
+
+def _leaf_axes(call: Call) -> list[int | None]:
+    """Where each input has its batch axis; None for weights."""
+    inputs = call.inputs(range(call.leaves))
+    weights = set(jax.tree.leaves(inputs.params))
+    steps = {inputs.xs, inputs.valid, inputs.reset}
+    return [
+        None if n in weights else 1 if n in steps else 0 for n in range(call.leaves)
+    ]
+
+
+def _chosen(values: Sequence[Any], which: Sequence[bool]) -> list[Any]:
+    return [value for value, want in zip(values, which, strict=True) if want]
+
+
+def _emit_axes(call: Call) -> list[int]:
+    return [getattr(_OUTPUT_AXES, name) for name in call.emit]
+
+
+def _run_axes(call):
+    return _leaf_axes(call), _emit_axes(call)
+
+
+def _tangent_axes(call, which):
+    leaves = _leaf_axes(call)
+    return [*leaves, 2, 1, *_chosen(leaves, which)], _emit_axes(call)
+
+
+def _pullback_axes(call, which):
+    leaves = _leaf_axes(call)
+    return [*leaves, 2, 1, *_emit_axes(call)], _chosen(leaves, which)
+
+
+def _batch(primitive: Primitive, axes: Callable, args, dims, **params):
+    size = next(
+        arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None
+    )
+    in_axes, out_axes = axes(**params)
+    mapped = [dim is not None for dim in dims]
+    if None in out_axes or None in _chosen(in_axes, mapped):
+        return _one_by_one(primitive, args, dims, **params)
+    folded = [
+        arg if axis is None else _fold(arg, dim, axis, size)
+        for arg, dim, axis in zip(args, dims, in_axes, strict=True)
+    ]
+    outputs = primitive.bind(*folded, **params)
+    unfolded = [
+        out.reshape(*out.shape[:axis], size, -1, *out.shape[axis + 1 :])
+        for out, axis in zip(outputs, out_axes, strict=True)
+    ]
+    return unfolded, out_axes
+
+
+def _fold(arg: Any, dim: Any, axis: int, size: int) -> Any:
+    """Makes the mapped axis part of the batch axis ``axis``."""
+    if dim is None:
+        shape = (*arg.shape[:axis], size, *arg.shape[axis:])
+        arg = jnp.broadcast_to(jnp.expand_dims(arg, axis), shape)
+    else:
+        arg = jnp.moveaxis(arg, dim, axis)
+    return arg.reshape(*arg.shape[:axis], -1, *arg.shape[axis + 2 :])
+
+
+def _one_by_one(primitive: Primitive, args, dims, **params):
+    """One call for each element of the mapped axis."""
+    mapped = [dim is not None for dim in dims]
+    moved = [
+        jnp.moveaxis(arg, dim, 0) if is_mapped else arg
+        for arg, dim, is_mapped in zip(args, dims, mapped, strict=True)
+    ]
+
+    def one(some):
+        some = iter(some)
+        merged = (
+            next(some) if is_mapped else arg
+            for arg, is_mapped in zip(args, mapped, strict=True)
+        )
+        return primitive.bind(*merged, **params)
+
+    outputs = jax.lax.map(one, _chosen(moved, mapped))
+    return outputs, [0] * len(outputs)
+
+
+for _p, _axes in (
+    (run_p, _run_axes),
+    (tangent_p, _tangent_axes),
+    (pullback_p, _pullback_axes),
+):
+    batching.primitive_batchers[_p] = functools.partial(_batch, _p, _axes)
+
+
+# What nobody reads is not computed.
+
+
+def _run_dce(used, *rest):
+    # JAX 0.12 has put an argument in between, about mutable inputs.
+    equation = rest[-1]
+    if not any(used):
+        return [False] * len(equation.invars), None
+    call = equation.params["call"]
+    call = dataclasses.replace(call, emit=tuple(_chosen(call.emit, used)))
+    outvars = _chosen(equation.outvars, used)
+    equation = equation.replace(outvars=outvars, params={"call": call})
+    return [True] * len(equation.invars), equation
+
+
+pe.dce_rules[run_p] = _run_dce
