@@ -44,7 +44,7 @@ LSTM_INLINE Vec Sigmoid(Vec x) {
   // Above 89, 2^n is infinity and the result 0; below -87 the result is 1.
   const Reduced e = Reduce(AtLeast(AtMost(-x, 89.0f), -87.0f));
   const Vec exp_minus_x = (e.r * ExpM1OverR(e.r) + 1.0f) * e.power;
-  return 1.0f / (1.0f + exp_minus_x);
+  return Divide(Broadcast(1.0f), 1.0f + exp_minus_x);
 }
 
 LSTM_INLINE Vec Tanh(Vec x) {
@@ -54,7 +54,7 @@ LSTM_INLINE Vec Tanh(Vec x) {
   const Reduced e = Reduce(2.0f * AtMost(magnitude, 10.0f));
   // exp(2x) - 1, without cancellation where x is small.
   const Vec m1 = e.power * (e.r * ExpM1OverR(e.r)) + (e.power - 1.0f);
-  return FromBits(Bits(m1 / (m1 + 2.0f)) | sign);
+  return FromBits(Bits(Divide(m1, m1 + 2.0f)) | sign);
 }
 
 }  // namespace LSTM_ISA

@@ -14,8 +14,9 @@
 namespace lstm {
 namespace LSTM_ISA {
 
-// Rows of dz in a block: as deep as products of good speed need.
-constexpr int64_t kGradientRows = 384;
+// Rows of dz in a block: as deep as products of good speed need, and deeper where the
+// weights are large, since each block reads and writes their gradients once.
+LSTM_INLINE int64_t GradientRows(const Sizes& s) { return Max(384, s.units * 5 / 8); }
 
 template <class Scalar>
 class Backward {
@@ -31,7 +32,7 @@ class Backward {
         output_panels_(CeilDiv(s_.outputs, kPanel)),
         input_panels_(CeilDiv(s_.inputs, kPanel)),
         depth_(GateDepth(s_.units)),
-        block_steps_(BlockSteps(s_, kGradientRows)),
+        block_steps_(BlockSteps(s_, GradientRows(s_))),
         z_rows_(PanelRows(block_steps_ * s_.rows)),
         h_rows_(PanelRows(s_.rows)) {}
 

@@ -74,36 +74,50 @@ class Forward {
 
   // Packs weights and the first state; whoever is here takes part.
   void Pack(Team& team) {
-    const int64_t projections = s_.projected ? output_panels_ : 0;
+    const int64_t gates = CeilDiv(panels_, kPackedTogether);
+    const int64_t projections =
+        s_.projected ? CeilDiv(output_panels_, kPackedTogether) : 0;
     for (;;) {
       const int64_t item = team.Take();
-      if (item < panels_) {
-        PackGates(item);
-      } else if (item < panels_ + projections) {
-        const int64_t panel = item - panels_;
-        PackPanel(p_.weights.projection, s_.units, s_.outputs,
-                  PlainColumns(s_.outputs, panel),
-                  projection_ + panel * s_.units * kPanel);
-      } else if (item < panels_ + projections + s_.rows) {
-        Start(item - panels_ - projections);
+      if (item < gates) {
+        PackGates(item * kPackedTogether);
+      } else if (item < gates + projections) {
+        PackProjection((item - gates) * kPackedTogether);
+      } else if (item < gates + projections + s_.rows) {
+        Start(item - gates - projections);
       } else {
         break;
       }
     }
   }
 
-  void PackGates(int64_t panel) {
-    const Columns columns = GateColumns(s_.units, panel);
-    PackPanel(p_.weights.kernel, s_.inputs, 4 * s_.units, columns,
-              kernel_ + panel * s_.inputs * kPanel);
-    PackPanel(p_.weights.recurrent, s_.outputs, 4 * s_.units, columns,
-              recurrent_ + panel * s_.outputs * kPanel);
-    for (int v = 0; v < 2; ++v) {
-      const Vec bias = p_.weights.bias ? LoadUpTo(p_.weights.bias + columns.start[v],
-                                                  columns.count[v])
-                                       : Vec{};
-      Store(bias_ + panel * kPanel + v * kWidth, bias);
+  void PackGates(int64_t first) {
+    const int64_t count = Min(kPackedTogether, panels_ - first);
+    Columns columns[kPackedTogether];
+    for (int64_t n = 0; n < count; ++n) columns[n] = GateColumns(s_.units, first + n);
+    PackPanels(p_.weights.kernel, s_.inputs, 4 * s_.units, columns, count,
+               kernel_ + first * s_.inputs * kPanel);
+    PackPanels(p_.weights.recurrent, s_.outputs, 4 * s_.units, columns, count,
+               recurrent_ + first * s_.outputs * kPanel);
+    for (int64_t n = 0; n < count; ++n) {
+      for (int v = 0; v < 2; ++v) {
+        const Vec bias = p_.weights.bias
+                             ? LoadUpTo(p_.weights.bias + columns[n].start[v],
+                                        columns[n].count[v])
+                             : Vec{};
+        Store(bias_ + (first + n) * kPanel + v * kWidth, bias);
+      }
     }
+  }
+
+  void PackProjection(int64_t first) {
+    const int64_t count = Min(kPackedTogether, output_panels_ - first);
+    Columns columns[kPackedTogether];
+    for (int64_t n = 0; n < count; ++n) {
+      columns[n] = PlainColumns(s_.outputs, first + n);
+    }
+    PackPanels(p_.weights.projection, s_.units, s_.outputs, columns, count,
+               projection_ + first * s_.units * kPanel);
   }
 
   // The state that enters the first step, of one row.

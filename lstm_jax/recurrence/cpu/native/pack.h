@@ -15,14 +15,23 @@ LSTM_INLINE int64_t UnitBlocks(int64_t units) { return CeilDiv(units, kWidth); }
 // The depth of a product over all gates: those of whole blocks.
 LSTM_INLINE int64_t GateDepth(int64_t units) { return 4 * kWidth * UnitBlocks(units); }
 
-// One panel of `columns` from `rows` rows.
+// Panels packed together: so what is read of a row is not so short that finding it
+// takes longer than reading it.
+constexpr int64_t kPackedTogether = 4;
+
+// `panels` panels of `rows` rows; `columns` says where they stand in a row.
 template <class Scalar>
-void PackPanel(const Scalar* from, int64_t rows, int64_t row_step, Columns columns,
-               float* to) {
+void PackPanels(const Scalar* from, int64_t rows, int64_t row_step,
+                const Columns* columns, int64_t panels, float* to) {
+  constexpr int64_t kRowsAheadHere = 8;
   for (int64_t row = 0; row < rows; ++row) {
-    for (int v = 0; v < 2; ++v) {
-      Store(to, LoadUpTo(from + columns.start[v], columns.count[v]));
-      to += kWidth;
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      for (int v = 0; v < 2; ++v) {
+        const Scalar* at = from + columns[panel].start[v];
+        __builtin_prefetch(at + kRowsAheadHere * row_step);
+        Store(to + (panel * rows + row) * kPanel + v * kWidth,
+              LoadUpTo(at, columns[panel].count[v]));
+      }
     }
     from += row_step;
   }

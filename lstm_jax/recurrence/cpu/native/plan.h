@@ -28,8 +28,11 @@ constexpr double kStepWorth = 1e5;
 constexpr double kCallWorth = 2e6;
 // With so many rows for each thread, the threads share the rows and never wait for
 // each other; with fewer, they share the units and meet at every step, so that each
-// reads but its own part of the weights.
-constexpr int64_t kRowsWorth = 12;
+// reads but its own part of the weights. Weights that stay in the second-level cache
+// of each are read fast enough for few rows.
+constexpr int64_t kRowsWorth = 64;
+constexpr int64_t kRowsWorthSmall = 4;
+constexpr int64_t kSmallWeights = 256 << 10;
 
 LSTM_INLINE int ChooseThreads(const Sizes& s, int limit) {
   const double step = 8.0 * s.rows * s.units * s.outputs;
@@ -40,7 +43,9 @@ LSTM_INLINE int ChooseThreads(const Sizes& s, int limit) {
 }
 
 LSTM_INLINE bool ShareRows(const Sizes& s, int threads) {
-  return s.projected || s.rows >= kRowsWorth * threads;
+  const int64_t bytes = 16 * s.units * (s.inputs + s.outputs);
+  const int64_t worth = bytes <= kSmallWeights ? kRowsWorthSmall : kRowsWorth;
+  return s.projected || s.rows >= worth * threads;
 }
 
 // Steps in a block of about `rows` rows, in blocks of nearly equal size.

@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "problem.h"
 
 #define LSTM_INLINE inline __attribute__((always_inline))
@@ -47,6 +51,20 @@ LSTM_INLINE Vec AtMost(Vec x, float limit) {
 
 LSTM_INLINE Vec AtLeast(Vec x, float limit) {
   return Select(x < limit, Broadcast(limit), x);
+}
+
+// a / b, for a of at most 2^24 in size and b of at least 1; 0 where b is infinity.
+LSTM_INLINE Vec Divide(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  // A division of 16 floats takes 16 cycles. This is an estimate of 14 bits and one
+  // step of Newton's, less than 1 ulp off.
+  const Vec estimate = reinterpret_cast<Vec>(_mm512_rcp14_ps(b));
+  const Vec first = a * estimate;
+  const Vec quotient = first + estimate * (a - b * first);
+  return Select(b > 0x1p127f, Vec{}, quotient);
+#else
+  return a / b;
+#endif
 }
 
 // bfloat16, rounded to the nearest and to even; NaN stays NaN.
