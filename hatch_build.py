@@ -33,24 +33,24 @@ FLAGS = (
     "-fno-math-errno",
 )
 
+_AVX512 = (
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512vl",
+    "-mavx512dq",
+    "-mfma",
+    "-mprefer-vector-width=512",
+)
+_BFLOAT16 = (*_AVX512, "-mavx512bf16")
+
 # By processor: name, floats in a vector, vector registers, flags; the slowest first.
 INSTRUCTION_SETS = {
     "x86_64": (
         ("baseline", 4, 16, ()),
         ("avx2", 8, 16, ("-mavx2", "-mfma")),
-        (
-            "avx512",
-            16,
-            32,
-            (
-                "-mavx512f",
-                "-mavx512bw",
-                "-mavx512vl",
-                "-mavx512dq",
-                "-mfma",
-                "-mprefer-vector-width=512",
-            ),
-        ),
+        ("avx512", 16, 32, _AVX512),
+        ("avx512bf16", 16, 32, _BFLOAT16),
+        ("amx", 16, 32, (*_BFLOAT16, "-mamx-tile", "-mamx-bf16")),
     ),
     "aarch64": (("neon", 4, 32, ()),),
 }

@@ -3,8 +3,8 @@
 Everything here is time-major with one batch axis: ``xs`` is ``[T, B, I]``. The kernels
 save, for the backward pass, the *tape*: for each step, block of W units (W floats fill
 a vector of the processor) and row the values of i, f, g, o and of c after the step,
-``[T, ceil(H / W), B, 5 W]``, float32. Where there are controls, they save the h that
-entered each step too.
+``[T, ceil(H / W), B, 5 W]``, float32; in bfloat16 the gates have 16 bits each, and 5 W
+is 3 W. Where there are controls, they save the h that entered each step too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lstm_jax.recurrence import xla
 from lstm_jax.recurrence.cpu import library
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
-TAPE_ENTRIES = 5
+_TAPE_ENTRIES = {jnp.dtype(jnp.float32): 5, jnp.dtype(jnp.bfloat16): 3}
 
 
 class Inputs(NamedTuple):
@@ -78,14 +78,14 @@ def output_shapes(call: Call, inputs: Inputs) -> Outputs:
     """Shapes and dtypes of all that the forward kernel can return."""
     (T, B, _), P = inputs.xs.shape, inputs.state.h.shape[-1]
     H, dtype = inputs.state.c.shape[-1], inputs.xs.dtype
-    W = library.width()
+    W, entries = library.width(), _TAPE_ENTRIES[dtype]
     float32 = jnp.float32
     return Outputs(
         ys=jax.ShapeDtypeStruct((T, B, P), dtype),
         cs=jax.ShapeDtypeStruct((T, B, H), float32),
         h=jax.ShapeDtypeStruct((B, P), dtype),
         c=jax.ShapeDtypeStruct((B, H), float32),
-        tape=jax.ShapeDtypeStruct((T, -(-H // W), B, TAPE_ENTRIES * W), float32),
+        tape=jax.ShapeDtypeStruct((T, -(-H // W), B, entries * W), float32),
         entering=jax.ShapeDtypeStruct((T, B, P), dtype),
     )
 

@@ -9,7 +9,7 @@
 #define LSTM_JAX_BACKWARD_H_
 
 #include "activations.h"
-#include "plan.h"
+#include "gradient.h"
 
 namespace lstm {
 namespace LSTM_ISA {
@@ -31,10 +31,14 @@ class Backward {
         unit_panels_(CeilDiv(s_.units, kPanel)),
         output_panels_(CeilDiv(s_.outputs, kPanel)),
         input_panels_(CeilDiv(s_.inputs, kPanel)),
-        depth_(GateDepth(s_.units)),
+        depth_(GateDepth(s_.units) / kPerLane<Scalar>),
+        projection_depth_(CeilDiv(s_.outputs, kWidth * kPerLane<Scalar>) * kWidth),
         block_steps_(BlockSteps(s_, GradientRows(s_))),
         z_rows_(PanelRows(block_steps_ * s_.rows)),
-        h_rows_(PanelRows(s_.rows)) {}
+        h_rows_(PanelRows(s_.rows)),
+        d_kernel_(p_.d_kernel, s_.inputs, 4 * s_.units),
+        d_recurrent_(p_.d_recurrent, s_.outputs, 4 * s_.units),
+        d_projection_(p_.d_projection, s_.units, s_.outputs) {}
 
   void Run(Crew& crew) {
     Carver measure(nullptr);
@@ -53,36 +57,25 @@ class Backward {
  private:
   void Carve(Carver& carver) {
     const int64_t rows = block_steps_ * s_.rows;
+    const bool one = block_steps_ >= s_.steps;
     recurrent_ = carver.Floats(output_panels_ * depth_ * kPanel);
     if (p_.d_xs) kernel_ = carver.Floats(input_panels_ * depth_ * kPanel);
-    dz_ = carver.Floats(panels_ * z_rows_ * kPanel);
-    xs_across_ = carver.Floats(AcrossSize(s_.inputs, rows));
-    hs_across_ = carver.Floats(AcrossSize(s_.outputs, rows));
+    dz_ = carver.Floats(CeilDiv(depth_, kPanel) * z_rows_ * kPanel);
     dh_ = carver.Floats(output_panels_ * h_rows_ * kPanel);
     dc_ = carver.Floats(blocks_ * s_.rows * kWidth);
     d_bias_ = carver.Floats(panels_ * kPanel);
     d_reset_h_ = carver.Floats(output_panels_ * h_rows_ * kPanel);
     d_reset_c_ = carver.Floats(blocks_ * s_.rows * kWidth);
-    d_xs_panels_ = carver.Floats(threads_ * rows * kPanel);
-    if (s_.projected) {
-      projection_ = carver.Floats(unit_panels_ * s_.outputs * kPanel);
-      dm_ = carver.Floats(unit_panels_ * h_rows_ * kPanel);
-      dy_ = carver.Floats(output_panels_ * z_rows_ * kPanel);
-      ms_across_ = carver.Floats(AcrossSize(s_.units, rows));
-    }
-    d_kernel_ = Accumulator(carver, p_.d_kernel, s_.inputs * 4 * s_.units);
-    d_recurrent_ = Accumulator(carver, p_.d_recurrent, s_.outputs * 4 * s_.units);
-    d_projection_ = Accumulator(carver, p_.d_projection, s_.units * s_.outputs);
-  }
-
-  // Sums are float32: the result itself, or memory that is converted in the end.
-  static float* Accumulator(Carver&, float* result, int64_t) { return result; }
-  static float* Accumulator(Carver& carver, BFloat16* result, int64_t size) {
-    return result ? carver.Floats(size) : nullptr;
-  }
-
-  static int64_t AcrossSize(int64_t columns, int64_t rows) {
-    return CeilDiv(columns, kTileRows) * kTileRows * rows;
+    d_xs_ = carver.Floats(threads_ * rows * kPanel);
+    right_ = carver.Floats(threads_ * Lanes<Scalar>(rows) * kPanel);
+    d_kernel_.Carve(carver, rows, panels_, one, threads_);
+    d_recurrent_.Carve(carver, rows, panels_, one, threads_);
+    if (!s_.projected) return;
+    projection_ = carver.Floats(unit_panels_ * projection_depth_ * kPanel);
+    dm_ = carver.Floats(unit_panels_ * h_rows_ * kPanel);
+    dy_ = carver.Floats(CeilDiv(projection_depth_, kPanel) * z_rows_ * kPanel);
+    m_ = carver.Of<Scalar>(rows * s_.units);
+    d_projection_.Carve(carver, rows, output_panels_, one, threads_);
   }
 
   void Body(int rank, Team& team) {
@@ -92,7 +85,7 @@ class Backward {
     for (int64_t last = s_.steps; last > 0; last -= Min(block_steps_, last)) {
       const int64_t first = Max(last - block_steps_, 0);
       const Range times = steps_.Times(first, last);
-      PackAcrossShare(times, rank, team.size());
+      PackShare(times, rank, team.size());
       if (ShareRows(s_, threads_)) {
         const Range rows = Part(s_.rows, rank, team.size());
         if (rows.size()) StepsOfRows(first, last, rows);
@@ -100,14 +93,19 @@ class Backward {
       } else {
         StepsOfUnits(first, last, Part(output_panels_, rank, team.size()), team);
       }
+      if (s_.projected) {
+        PackProjectionShare(times.size() * s_.rows, rank, team.size());
+        team.Barrier();
+      }
+      const Block block = {times.begin * s_.rows, times.size() * s_.rows,
+                           last == s_.steps, first == 0, rank};
       const int64_t products = panels_ + (p_.d_xs ? input_panels_ : 0) +
-                               (d_projection_ ? output_panels_ : 0);
-      sharing.Run(products,
-                  [&](int64_t item) { Product(item, times, last < s_.steps, rank); });
+                               (p_.d_projection ? output_panels_ : 0);
+      sharing.Run(products, [&](int64_t item) { Product(item, block); });
       team.Barrier();
     }
     sharing.Run(s_.rows, [&](int64_t row) { Finish(row); });
-    Convert(rank, team.size());
+    ReleaseTiles();
   }
 
   // Packs weights and the gradients of the last state; whoever is here takes part.
@@ -117,20 +115,17 @@ class Backward {
     for (;;) {
       int64_t item = team.Take();
       if (item < output_panels_) {
-        PackGatesTransposed(p_.weights.recurrent, item * kPanel, s_.outputs, s_.units,
-                            recurrent_ + item * depth_ * kPanel);
+        PackGatesTransposed(p_.weights.recurrent, item, s_.outputs, recurrent_);
         continue;
       }
       item -= output_panels_;
       if (item < kernels) {
-        PackGatesTransposed(p_.weights.kernel, item * kPanel, s_.inputs, s_.units,
-                            kernel_ + item * depth_ * kPanel);
+        PackGatesTransposed(p_.weights.kernel, item, s_.inputs, kernel_);
         continue;
       }
       item -= kernels;
       if (item < projections) {
-        PackTransposed(p_.weights.projection, item * kPanel, s_.units, s_.outputs,
-                       projection_ + item * s_.outputs * kPanel);
+        PackProjectionTransposed(item);
         continue;
       }
       item -= projections;
@@ -139,14 +134,32 @@ class Backward {
     }
   }
 
+  void PackGatesTransposed(const Scalar* from, int64_t panel, int64_t rows, float* to) {
+    const auto lanes_of = [&](int64_t row, int64_t index) {
+      return GateLanes(from + row * 4 * s_.units, s_.units, index);
+    };
+    PackTransposed(panel * kPanel, rows, depth_ / kWidth, lanes_of,
+                   to + panel * depth_ * kPanel);
+  }
+
+  void PackProjectionTransposed(int64_t panel) {
+    constexpr int64_t kNumbers = kWidth * kPerLane<Scalar>;
+    const auto lanes_of = [&](int64_t row, int64_t index) {
+      return RowLanes(p_.weights.projection + row * s_.outputs + index * kNumbers,
+                      s_.outputs - index * kNumbers);
+    };
+    PackTransposed(panel * kPanel, s_.units, projection_depth_ / kWidth, lanes_of,
+                   projection_ + panel * projection_depth_ * kPanel);
+  }
+
   // The gradients of what leaves the last step, of one row.
   void Start(int64_t row) {
     for (int64_t block = 0; block < 2 * output_panels_; ++block) {
       const int64_t column = block * kWidth;
-      Store(InPanels(dh_, h_rows_, block, row),
+      Store(LeftAt<float>(dh_, h_rows_, block, row),
             LoadUpTo(p_.d_last_h + row * s_.outputs + column,
                      Count(s_.outputs - column)));
-      Store(InPanels(d_reset_h_, h_rows_, block, row), Vec{});
+      Store(LeftAt<float>(d_reset_h_, h_rows_, block, row), Vec{});
     }
     for (int64_t block = 0; block < blocks_; ++block) {
       const int64_t unit = block * kWidth;
@@ -158,30 +171,34 @@ class Backward {
 
   // Copies a thread's share of the inputs and of the h that enter the steps of a block
   // to where the weight gradients read them.
-  void PackAcrossShare(Range times, int rank, int size) {
+  void PackShare(Range times, int rank, int size) {
     const int64_t rows = times.size() * s_.rows;
-    const Range share = Part(rows, rank, size);
-    for (int64_t row = share.begin; row < share.end; ++row) {
-      const int64_t time = times.begin + row / s_.rows;
-      const int64_t n = row % s_.rows;
-      // What is not valid may hold NaN, and NaN * 0 is NaN.
-      const Scalar* x =
-          steps_.Valid(time, n) ? p_.xs + (time * s_.rows + n) * s_.inputs : nullptr;
-      PackRowAcross(x, s_.inputs, rows, row, xs_across_);
-      PackRowAcross(Entering(time, n), s_.outputs, rows, row, hs_across_);
+    const Range share = Part(Groups(rows), rank, size);
+    for (int64_t group = share.begin; group < share.end; ++group) {
+      d_kernel_.Pack(group, [&](int64_t row) -> const Scalar* {
+        const int64_t time = times.begin + row / s_.rows;
+        // What is not valid may hold NaN, and NaN * 0 is NaN.
+        if (row >= rows || !steps_.Valid(time, row % s_.rows)) return nullptr;
+        return p_.xs + (times.begin * s_.rows + row) * s_.inputs;
+      });
+      d_recurrent_.Pack(group, [&](int64_t row) {
+        const int64_t time = times.begin + row / s_.rows;
+        return row < rows ? Entering(time, row % s_.rows) : nullptr;
+      });
     }
   }
 
-  static void PackRowAcross(const Scalar* from, int64_t columns, int64_t rows,
-                            int64_t row, float* to) {
-    to += row * kTileRows;
-    for (int64_t column = 0; column < columns; column += kTileRows) {
-      const int count = static_cast<int>(Min(columns - column, kTileRows));
-      for (int n = 0; n < kTileRows; ++n) {
-        to[n] = from && n < count ? ToFloat(from[column + n]) : 0;
-      }
-      to += rows * kTileRows;
+  void PackProjectionShare(int64_t rows, int rank, int size) {
+    const Range share = Part(Groups(rows), rank, size);
+    for (int64_t group = share.begin; group < share.end; ++group) {
+      d_projection_.Pack(
+          group, [&](int64_t row) { return row < rows ? m_ + row * s_.units : nullptr; });
     }
+  }
+
+  // Groups of rows that are kWidth lanes together.
+  static int64_t Groups(int64_t rows) {
+    return CeilDiv(rows, kWidth * kPerLane<Scalar>);
   }
 
   // h as it entered a step, of one row.
@@ -199,7 +216,7 @@ class Backward {
       const int64_t start = (time - times.begin) * s_.rows;
       if (s_.projected) Unproject(time, start, rows);
       for (int64_t block = 0; block < blocks_; ++block) {
-        Gates(n, start, rows, block, times.size() * s_.rows);
+        Gates(n, start, rows, block);
       }
       Recur(time, start, rows, {0, output_panels_});
     }
@@ -214,7 +231,7 @@ class Backward {
       const int64_t start = (time - times.begin) * s_.rows;
       for (int64_t block = 2 * mine.begin; block < Min(2 * mine.end, blocks_);
            ++block) {
-        Gates(n, start, rows, block, times.size() * s_.rows);
+        Gates(n, start, rows, block);
       }
       team.Barrier();
       Recur(time, start, rows, mine);
@@ -227,18 +244,18 @@ class Backward {
       const bool valid = steps_.Valid(time, row);
       for (int64_t block = 0; block < 2 * output_panels_; ++block) {
         const Vec dy = valid ? TakeHidden(time, row, block) : Vec{};
-        Store(InPanels(dy_, z_rows_, block, start + row), dy);
+        StoreLeft<Scalar>(LeftAt<Scalar>(dy_, z_rows_, block, start + row), dy);
       }
     }
-    alignas(64) static constexpr float kZeros[kPanel] = {};
-    Multiply({dy_ + (start + rows.begin) * kPanel, kPanel, z_rows_ * kPanel},
-             rows.size(), projection_, s_.outputs, unit_panels_, {kZeros, 0, 0},
-             {dm_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
+    Multiply<Scalar>({dy_ + (start + rows.begin) * kPanel, kPanel, z_rows_ * kPanel},
+                     rows.size(), projection_, projection_depth_, unit_panels_,
+                     {kZeros, 0, 0},
+                     {dm_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
   }
 
   // The gradient of a block of h after a step that is valid; the step has used it up.
   Vec TakeHidden(int64_t time, int64_t row, int64_t block) {
-    float* carried = InPanels(dh_, h_rows_, block, row);
+    float* carried = LeftAt<float>(dh_, h_rows_, block, row);
     Vec dh = Load(carried);
     if (p_.d_ys) {
       const int64_t column = block * kWidth;
@@ -250,37 +267,34 @@ class Backward {
   }
 
   // dz and the gradient of c before step n, for one block of units. Row r of the step
-  // is row start + r of the block of steps, which has `block_rows`.
-  void Gates(int64_t n, int64_t start, Range rows, int64_t block, int64_t block_rows) {
+  // is row start + r of the block of steps.
+  void Gates(int64_t n, int64_t start, Range rows, int64_t block) {
     const int64_t time = steps_.Time(n);
-    float* dz = dz_ + (2 * block * z_rows_ + start) * kPanel;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      float* input_forget = dz + row * kPanel;
-      float* candidate_output = input_forget + z_rows_ * kPanel;
       float* carried = CellAt(dc_, s_.rows, block, row);
+      Vec dz[4] = {};
+      Vec m = {};
       if (steps_.Valid(time, row)) {
-        const float* tape = TapeAt(time, block, row);
-        const Vec i = Load(tape);
-        const Vec f = Load(tape + kWidth);
-        const Vec g = Load(tape + 2 * kWidth);
-        const Vec o = Load(tape + 3 * kWidth);
-        const Vec c = Tanh(Load(tape + 4 * kWidth));
-        const Vec dm = s_.projected ? Load(InPanels(dm_, h_rows_, block, row))
+        const Taped t = TapeAt(time, block, row);
+        const Vec c = Tanh(t.c);
+        const Vec dm = s_.projected ? Load(LeftAt<float>(dm_, h_rows_, block, row))
                                     : TakeHidden(time, row, block);
-        Vec dc = Load(carried) + dm * o * (1.0f - c * c);
+        Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
         if (p_.d_cs) dc += DCell(time, row, block);
-        Store(input_forget, dc * g * (i * (1.0f - i)));
-        Store(input_forget + kWidth, dc * Before(n, block, row) * (f * (1.0f - f)));
-        Store(candidate_output, dc * i * (1.0f - g * g));
-        Store(candidate_output + kWidth, dm * c * (o * (1.0f - o)));
-        Store(carried, dc * f);
-        if (ms_across_) KeepM(start + row, block, block_rows, Round<Scalar>(o * c));
-      } else {
-        for (int v = 0; v < 2; ++v) {
-          Store(input_forget + v * kWidth, Vec{});
-          Store(candidate_output + v * kWidth, Vec{});
-        }
-        if (ms_across_) KeepM(start + row, block, block_rows, Vec{});
+        dz[0] = dc * t.g * (t.i * (1.0f - t.i));
+        dz[1] = dc * Before(n, block, row) * (t.f * (1.0f - t.f));
+        dz[2] = dc * t.i * (1.0f - t.g * t.g);
+        dz[3] = dm * c * (t.o * (1.0f - t.o));
+        m = t.o * c;
+        Store(carried, dc * t.f);
+      }
+      for (int gate = 0; gate < 4; ++gate) {
+        float* to = LeftAt<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
+        StoreLeft<Scalar>(to, dz[gate]);
+      }
+      if (s_.projected) {
+        const int64_t unit = block * kWidth;
+        StoreUpTo(m_ + (start + row) * s_.units + unit, m, Count(s_.units - unit));
       }
       if (steps_.Reset(time, row)) {
         MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
@@ -288,15 +302,27 @@ class Backward {
     }
   }
 
-  const float* TapeAt(int64_t time, int64_t block, int64_t row) const {
-    return p_.tape + ((time * blocks_ + block) * s_.rows + row) * kTapeEntries * kWidth;
+  struct Taped {
+    Vec i, f, g, o, c;
+  };
+
+  Taped TapeAt(int64_t time, int64_t block, int64_t row) const {
+    const float* at =
+        p_.tape + TapeOffset<Scalar>((time * blocks_ + block) * s_.rows + row);
+    if constexpr (std::is_same_v<Scalar, float>) {
+      return {Load(at), Load(at + kWidth), Load(at + 2 * kWidth), Load(at + 3 * kWidth),
+              Load(at + 4 * kWidth)};
+    } else {
+      return {LoadUnit(at), LoadUnit(at + kWidth / 2), LoadSymmetric(at + kWidth),
+              LoadUnit(at + kWidth / 2 * 3), Load(at + 2 * kWidth)};
+    }
   }
 
   // c as it entered step n.
   Vec Before(int64_t n, int64_t block, int64_t row) const {
     const bool reset = steps_.Reset(steps_.Time(n), row);
     if (n > 0 && !reset) {
-      return Load(TapeAt(steps_.Time(n - 1), block, row) + 4 * kWidth);
+      return TapeAt(steps_.Time(n - 1), block, row).c;
     }
     const float* c = reset ? p_.controls.reset_state.c : p_.state.c;
     const int64_t unit = block * kWidth;
@@ -309,30 +335,20 @@ class Backward {
                     Count(s_.units - unit));
   }
 
-  void KeepM(int64_t row, int64_t block, int64_t block_rows, Vec m) {
-    float values[kWidth];
-    Store(values, m);
-    const int64_t first = block * kWidth;
-    for (int64_t unit = first; unit < Min(first + kWidth, s_.units); ++unit) {
-      ms_across_[(unit / kTileRows * block_rows + row) * kTileRows + unit % kTileRows] =
-          values[unit - first];
-    }
-  }
-
   // dh += dz * recurrent kernel^T, for some panels of h, and what a reset takes from
   // it.
   void Recur(int64_t time, int64_t start, Range rows, Range panels) {
     if (panels.size() == 0) return;
     const Sums<float> dh = {dh_ + (panels.begin * h_rows_ + rows.begin) * kPanel,
                             kPanel, h_rows_ * kPanel};
-    Multiply({dz_ + (start + rows.begin) * kPanel, kPanel, z_rows_ * kPanel},
-             rows.size(), recurrent_ + panels.begin * depth_ * kPanel, depth_,
-             panels.size(), {dh.data, dh.row_step, dh.panel_step}, dh);
+    Multiply<Scalar>({dz_ + (start + rows.begin) * kPanel, kPanel, z_rows_ * kPanel},
+                     rows.size(), recurrent_ + panels.begin * depth_ * kPanel, depth_,
+                     panels.size(), {dh.data, dh.row_step, dh.panel_step}, dh);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       if (!steps_.Reset(time, row)) continue;
       for (int64_t block = 2 * panels.begin; block < 2 * panels.end; ++block) {
-        MoveTo(InPanels(d_reset_h_, h_rows_, block, row),
-               InPanels(dh_, h_rows_, block, row));
+        MoveTo(LeftAt<float>(d_reset_h_, h_rows_, block, row),
+               LeftAt<float>(dh_, h_rows_, block, row));
       }
     }
   }
@@ -342,69 +358,62 @@ class Backward {
     Store(from, Vec{});
   }
 
-  // One product of a block of steps. The sums go on where a later block's ended.
-  void Product(int64_t item, Range times, bool add, int rank) {
-    const int64_t rows = times.size() * s_.rows;
-    if (item < panels_) {
-      WeightProducts(item, rows, add);
-      return;
-    }
+  // Rows of all steps of a block, and which block it is of those that are summed.
+  struct Block {
+    int64_t first_row;
+    int64_t rows;
+    bool first;
+    bool last;
+    int rank;  // of the thread
+  };
+
+  // One product of a block of steps.
+  void Product(int64_t item, const Block& block) {
+    if (item < panels_) return GateProducts(item, block);
     item -= panels_;
     if (p_.d_xs) {
-      if (item < input_panels_) {
-        InputProduct(item, times.begin * s_.rows, rows,
-                     d_xs_panels_ + rank * block_steps_ * s_.rows * kPanel);
-        return;
-      }
+      if (item < input_panels_) return InputProduct(item, block);
       item -= input_panels_;
     }
-    const Columns columns = PlainColumns(s_.outputs, item);
-    WeightProduct(ms_across_, s_.units, dy_ + item * z_rows_ * kPanel, rows, columns,
-                  add, d_projection_, s_.outputs);
+    d_projection_.Add(item, PlainColumns(s_.outputs, item), Right(dy_, item, block),
+                      Lanes<Scalar>(block.rows), block.first, block.last, block.rank);
+  }
+
+  // A panel of dz or dy as a right factor.
+  const float* Right(float* left, int64_t panel, const Block& block) const {
+    float* to = right_ + block.rank * Lanes<Scalar>(block_steps_ * s_.rows) * kPanel;
+    return RightOf<Scalar>(left, z_rows_, 2 * panel, block.rows, to);
   }
 
   // The gradients of one panel of columns of the kernels and of the bias.
-  void WeightProducts(int64_t panel, int64_t rows, bool add) {
+  void GateProducts(int64_t panel, const Block& block) {
     const Columns columns = GateColumns(s_.units, panel);
-    const float* dz = dz_ + panel * z_rows_ * kPanel;
-    if (d_kernel_) {
-      WeightProduct(xs_across_, s_.inputs, dz, rows, columns, add, d_kernel_,
-                    4 * s_.units);
-    }
-    if (d_recurrent_) {
-      WeightProduct(hs_across_, s_.outputs, dz, rows, columns, add, d_recurrent_,
-                    4 * s_.units);
-    }
+    const float* dz = Right(dz_, panel, block);
+    const int64_t lanes = Lanes<Scalar>(block.rows);
+    d_kernel_.Add(panel, columns, dz, lanes, block.first, block.last, block.rank);
+    d_recurrent_.Add(panel, columns, dz, lanes, block.first, block.last, block.rank);
     if (!p_.d_bias) return;
-    float* bias = d_bias_ + panel * kPanel;
     for (int v = 0; v < 2; ++v) {
-      Vec sum = add ? Load(bias + v * kWidth) : Vec{};
-      for (int64_t row = 0; row < rows; ++row) {
-        sum += Load(dz + row * kPanel + v * kWidth);
+      float* bias = d_bias_ + panel * kPanel + v * kWidth;
+      Vec sum = block.first ? Vec{} : Load(bias);
+      const float* from = LeftAt<Scalar>(dz_, z_rows_, 2 * panel + v, 0);
+      for (int64_t row = 0; row < block.rows; ++row) {
+        sum += LoadLeft<Scalar>(from + row * kPanel);
       }
-      Store(bias + v * kWidth, sum);
+      Store(bias, sum);
       StoreUpTo(p_.d_bias + columns.start[v], sum, columns.count[v]);
     }
   }
 
-  static void WeightProduct(const float* across, int64_t size, const float* right,
-                            int64_t rows, Columns columns, bool add, float* to,
-                            int64_t row_step) {
-    for (int64_t n = 0; n < size; n += kTileRows) {
-      MultiplyAcross(across + n * rows, right, rows,
-                     static_cast<int>(Min(size - n, kTileRows)), columns, add,
-                     to + n * row_step, row_step);
-    }
-  }
-
   // One panel of the gradients of the inputs of a block of steps.
-  void InputProduct(int64_t panel, int64_t first, int64_t rows, float* sums) {
-    alignas(64) static constexpr float kZeros[kPanel] = {};
-    Multiply({dz_, kPanel, z_rows_ * kPanel}, rows, kernel_ + panel * depth_ * kPanel,
-             depth_, 1, {kZeros, 0, 0}, {sums, kPanel, 0});
+  void InputProduct(int64_t panel, const Block& block) {
+    float* sums = d_xs_ + block.rank * block_steps_ * s_.rows * kPanel;
+    Multiply<Scalar>({dz_, kPanel, z_rows_ * kPanel}, block.rows,
+                     kernel_ + panel * depth_ * kPanel, depth_, 1, {kZeros, 0, 0},
+                     {sums, kPanel, 0});
     const Columns columns = PlainColumns(s_.inputs, panel);
-    for (int64_t row = 0; row < rows; ++row) {
-      Scalar* to = p_.d_xs + (first + row) * s_.inputs;
+    for (int64_t row = 0; row < block.rows; ++row) {
+      Scalar* to = p_.d_xs + (block.first_row + row) * s_.inputs;
       for (int v = 0; v < 2; ++v) {
         StoreUpTo(to + columns.start[v], Load(sums + row * kPanel + v * kWidth),
                   columns.count[v]);
@@ -425,7 +434,7 @@ class Backward {
     for (int64_t block = 0; block < 2 * output_panels_; ++block) {
       const int64_t column = block * kWidth;
       StoreUpTo(to + row * s_.outputs + column,
-                Load(InPanels(from, h_rows_, block, row)), Count(s_.outputs - column));
+                Load(LeftAt<float>(from, h_rows_, block, row)), Count(s_.outputs - column));
     }
   }
 
@@ -438,22 +447,6 @@ class Backward {
     }
   }
 
-  void Convert(int rank, int size) {
-    ConvertShare(d_kernel_, p_.d_kernel, s_.inputs * 4 * s_.units, rank, size);
-    ConvertShare(d_recurrent_, p_.d_recurrent, s_.outputs * 4 * s_.units, rank, size);
-    ConvertShare(d_projection_, p_.d_projection, s_.units * s_.outputs, rank, size);
-  }
-
-  static void ConvertShare(const float*, float*, int64_t, int, int) {}
-  static void ConvertShare(const float* from, BFloat16* to, int64_t count, int rank,
-                           int size) {
-    if (!to) return;
-    const Range share = Part(count, rank, size);
-    for (int64_t n = share.begin; n < share.end; ++n) Assign(to + n, from[n]);
-  }
-
-  static int Count(int64_t left) { return static_cast<int>(Max(Min(left, kWidth), 0)); }
-
   const BackwardProblem<Scalar>& p_;
   const Sizes& s_;
   const Steps<Scalar> steps_;
@@ -463,23 +456,26 @@ class Backward {
   const int64_t unit_panels_;    // of units
   const int64_t output_panels_;  // of h
   const int64_t input_panels_;   // of x
-  const int64_t depth_;          // gates in whole blocks
+  const int64_t depth_;             // of products over all gates, in lanes
+  const int64_t projection_depth_;  // the same over projected h
   const int64_t block_steps_;
   const int64_t z_rows_;
   const int64_t h_rows_;
+  WeightGradient<Scalar> d_kernel_;
+  WeightGradient<Scalar> d_recurrent_;
+  WeightGradient<Scalar> d_projection_;
 
   // Weights, transposed, in panels.
   float* recurrent_ = nullptr;
   float* kernel_ = nullptr;
   float* projection_ = nullptr;
-  // Of a block of steps: dz; x, h and m by columns; the gradient of projected h.
+  // Of a block of steps: dz; m, [rows, H], and the gradient of projected h.
   float* dz_ = nullptr;
-  float* xs_across_ = nullptr;
-  float* hs_across_ = nullptr;
-  float* ms_across_ = nullptr;
+  Scalar* m_ = nullptr;
   float* dy_ = nullptr;
-  // One panel of input gradients for each thread.
-  float* d_xs_panels_ = nullptr;
+  // For each thread: one panel of input gradients, and one that is a right factor.
+  float* d_xs_ = nullptr;
+  float* right_ = nullptr;
   // Of one step: the gradients of h and c, and of h before projection.
   float* dh_ = nullptr;
   float* dc_ = nullptr;
@@ -488,9 +484,6 @@ class Backward {
   float* d_bias_ = nullptr;
   float* d_reset_h_ = nullptr;
   float* d_reset_c_ = nullptr;
-  float* d_kernel_ = nullptr;
-  float* d_recurrent_ = nullptr;
-  float* d_projection_ = nullptr;
 };
 
 }  // namespace LSTM_ISA

@@ -189,7 +189,7 @@ ffi::Error ForwardAs(ffi::ThreadPool threads, bool reverse, const Inputs& in,
   p.last_c = check.Check<float>("last c", out.last_c, kFloat, {B, H});
   p.tape =
       check.Check<float>("tape", out.tape, kFloat,
-                         {T, Blocks(H), B, kTapeEntries * BestKernels().width}, true);
+                         {T, Blocks(H), B, kTapeEntries<Scalar> * BestKernels().width}, true);
   p.entering =
       check.Check<Scalar>("entering h", out.entering, kScalar, {T, B, P}, true);
   return RunOnPool(check, p, std::move(threads), kernel);
@@ -232,7 +232,7 @@ ffi::Error BackwardAs(ffi::ThreadPool threads, bool reverse, const Inputs& in,
   check.Require(p.entering || (p.ys && !p.controls.valid && !p.controls.reset),
                 "lstm_jax: expected ys, or with controls the h that enter the steps.");
   p.tape = check.Check<float>("tape", saved.tape, kFloat,
-                              {T, Blocks(H), B, kTapeEntries * BestKernels().width});
+                              {T, Blocks(H), B, kTapeEntries<Scalar> * BestKernels().width});
   p.d_ys = check.Check<Scalar>("d_ys", saved.d_ys, kScalar, {T, B, P}, true);
   p.d_cs = check.Check<float>("d_cs", saved.d_cs, kFloat, {T, B, H}, true);
   p.d_last_h = check.Check<Scalar>("d_last_h", saved.d_last_h, kScalar, {B, P});

@@ -26,6 +26,9 @@ class Forward {
         blocks_(UnitBlocks(s_.units)),
         panels_(2 * blocks_),
         output_panels_(CeilDiv(s_.outputs, kPanel)),
+        input_lanes_(Lanes<Scalar>(s_.inputs)),
+        unit_lanes_(Lanes<Scalar>(s_.units)),
+        output_lanes_(Lanes<Scalar>(s_.outputs)),
         block_steps_(ShareRows(s_, threads_) ? 1 : BlockSteps(s_, kProjectedRows)) {}
 
   void Run(Crew& crew) {
@@ -45,19 +48,22 @@ class Forward {
  private:
   void Carve(Carver& carver) {
     const int64_t block_rows = block_steps_ * s_.rows;
-    kernel_ = carver.Floats(panels_ * s_.inputs * kPanel);
-    recurrent_ = carver.Floats(panels_ * s_.outputs * kPanel);
+    kernel_ = carver.Floats(panels_ * input_lanes_ * kPanel);
+    recurrent_ = carver.Floats(panels_ * output_lanes_ * kPanel);
     bias_ = carver.Floats(panels_ * kPanel);
     x_rows_ = PanelRows(block_rows);
-    x_ = carver.Floats(CeilDiv(s_.inputs, kPanel) * x_rows_ * kPanel);
+    x_ = carver.Floats(CeilDiv(input_lanes_, kPanel) * x_rows_ * kPanel);
     z_rows_ = PanelRows(block_rows);
     z_ = carver.Floats((ShareRows(s_, threads_) ? 2 : panels_) * z_rows_ * kPanel);
     h_rows_ = PanelRows(s_.rows);
-    for (float*& h : h_) h = carver.Floats(output_panels_ * h_rows_ * kPanel);
+    for (float*& h : h_) {
+      h = carver.Floats(CeilDiv(output_lanes_, kPanel) * h_rows_ * kPanel);
+    }
     c_ = carver.Floats(blocks_ * s_.rows * kWidth);
     if (s_.projected) {
-      projection_ = carver.Floats(output_panels_ * s_.units * kPanel);
-      m_ = carver.Floats(CeilDiv(s_.units, kPanel) * h_rows_ * kPanel);
+      projection_ = carver.Floats(output_panels_ * unit_lanes_ * kPanel);
+      m_ = carver.Floats(CeilDiv(unit_lanes_, kPanel) * h_rows_ * kPanel);
+      projected_ = carver.Floats(output_panels_ * h_rows_ * kPanel);
     }
   }
 
@@ -70,6 +76,7 @@ class Forward {
     } else {
       RunBlocks(rank, team);
     }
+    ReleaseTiles();
   }
 
   // Packs weights and the first state; whoever is here takes part.
@@ -96,9 +103,9 @@ class Forward {
     Columns columns[kPackedTogether];
     for (int64_t n = 0; n < count; ++n) columns[n] = GateColumns(s_.units, first + n);
     PackPanels(p_.weights.kernel, s_.inputs, 4 * s_.units, columns, count,
-               kernel_ + first * s_.inputs * kPanel);
+               kernel_ + first * input_lanes_ * kPanel);
     PackPanels(p_.weights.recurrent, s_.outputs, 4 * s_.units, columns, count,
-               recurrent_ + first * s_.outputs * kPanel);
+               recurrent_ + first * output_lanes_ * kPanel);
     for (int64_t n = 0; n < count; ++n) {
       for (int v = 0; v < 2; ++v) {
         const Vec bias = p_.weights.bias
@@ -117,7 +124,7 @@ class Forward {
       columns[n] = PlainColumns(s_.outputs, first + n);
     }
     PackPanels(p_.weights.projection, s_.units, s_.outputs, columns, count,
-               projection_ + first * s_.units * kPanel);
+               projection_ + first * unit_lanes_ * kPanel);
   }
 
   // The state that enters the first step, of one row.
@@ -126,8 +133,14 @@ class Forward {
     const State<Scalar>& from = reset ? p_.controls.reset_state : p_.state;
     for (int64_t block = 0; block < 2 * output_panels_; ++block) {
       const Vec h = HiddenOf(from, block, row);
-      Store(InPanels(h_[0], h_rows_, block, row), h);
+      StoreLeft<Scalar>(HiddenAt(0, block, row), h);
+      // Blocks beyond the last are never written again.
+      StoreLeft<Scalar>(HiddenAt(1, block, row), Vec{});
       Emit(p_.entering, steps_.Time(0), block, row, h);
+    }
+    for (int64_t block = 0; s_.projected && block < 2 * CeilDiv(s_.units, kPanel);
+         ++block) {
+      StoreLeft<Scalar>(LeftAt<Scalar>(m_, h_rows_, block, row), Vec{});
     }
     for (int64_t block = 0; block < blocks_; ++block) {
       Store(CellAt(c_, s_.rows, block, row), CellOf(from, block, row));
@@ -143,8 +156,8 @@ class Forward {
       const Left x = {x_ + rows.begin * kPanel, kPanel, x_rows_ * kPanel};
       const Sums<float> z = {z_ + rows.begin * kPanel, kPanel, z_rows_ * kPanel};
       for (int64_t block = 0; block < blocks_; ++block) {
-        Multiply(x, rows.size(), kernel_ + 2 * block * s_.inputs * kPanel, s_.inputs, 2,
-                 {bias_ + 2 * block * kPanel, 0, kPanel}, z);
+        Multiply<Scalar>(x, rows.size(), kernel_ + 2 * block * input_lanes_ * kPanel,
+                         input_lanes_, 2, {bias_ + 2 * block * kPanel, 0, kPanel}, z);
         Recur(n, rows, block, 1, z);
         Activate(rows, z_);
         Update(n, rows, block, z_);
@@ -163,10 +176,10 @@ class Forward {
       PackRows(p_.xs + times.begin * s_.rows * s_.inputs, share.begin, share.end,
                s_.inputs, x_rows_, x_ + share.begin * kPanel);
       team.Barrier();
-      Multiply({x_, kPanel, x_rows_ * kPanel}, times.size() * s_.rows,
-               kernel_ + 2 * mine.begin * s_.inputs * kPanel, s_.inputs,
-               2 * mine.size(), {bias_ + 2 * mine.begin * kPanel, 0, kPanel},
-               Z().At(0, 2 * mine.begin));
+      Multiply<Scalar>({x_, kPanel, x_rows_ * kPanel}, times.size() * s_.rows,
+                       kernel_ + 2 * mine.begin * input_lanes_ * kPanel, input_lanes_,
+                       2 * mine.size(), {bias_ + 2 * mine.begin * kPanel, 0, kPanel},
+                       Z().At(0, 2 * mine.begin));
       for (int64_t n = first; n < last; ++n) {
         const int64_t row = (steps_.Time(n) - times.begin) * s_.rows;
         Recur(n, rows, mine.begin, mine.size(), Z().At(row, 2 * mine.begin));
@@ -185,9 +198,9 @@ class Forward {
 
   // z += h * recurrent kernel, for some blocks of units.
   void Recur(int64_t n, Range rows, int64_t block, int64_t blocks, Sums<float> z) {
-    Multiply({h_[n % 2] + rows.begin * kPanel, kPanel, h_rows_ * kPanel}, rows.size(),
-             recurrent_ + 2 * block * s_.outputs * kPanel, s_.outputs, 2 * blocks,
-             {z.data, z.row_step, z.panel_step}, z);
+    Multiply<Scalar>({h_[n % 2] + rows.begin * kPanel, kPanel, h_rows_ * kPanel},
+                     rows.size(), recurrent_ + 2 * block * output_lanes_ * kPanel,
+                     output_lanes_, 2 * blocks, {z.data, z.row_step, z.panel_step}, z);
   }
 
   // The gates of one block of units, in place; `z` is row 0 of its first panel. All are
@@ -223,12 +236,12 @@ class Forward {
       const Vec g = Load(candidate_output);
       const Vec o = Load(candidate_output + kWidth);
       const Vec c = f * before + i * g;
-      const Vec m = Round<Scalar>(o * Tanh(c));
+      const Vec m = o * Tanh(c);
       if (p_.tape) Record(time, block, row, i, f, g, o, c);
       EmitCell(time, block, row, c);
       CarryCell(n, block, row, c);
       if (s_.projected) {
-        Store(InPanels(m_, h_rows_, block, row), m);
+        StoreLeft<Scalar>(LeftAt<Scalar>(m_, h_rows_, block, row), m);
       } else {
         Emit(p_.ys, time, block, row, m);
         CarryHidden(n, block, row, m);
@@ -238,11 +251,9 @@ class Forward {
 
   // h = m * projection kernel, of a whole step.
   void Project(int64_t n, Range rows) {
-    alignas(64) static constexpr float kZeros[kPanel] = {};
-    float* next = h_[(n + 1) % 2];
-    Multiply({m_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel}, rows.size(),
-             projection_, s_.units, output_panels_, {kZeros, 0, 0},
-             {next + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
+    Multiply<Scalar>({m_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel}, rows.size(),
+                     projection_, unit_lanes_, output_panels_, {kZeros, 0, 0},
+                     {projected_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const int64_t time = steps_.Time(n);
       const bool valid = steps_.Valid(time, row);
@@ -251,7 +262,7 @@ class Forward {
           Hold(n, block, row);
           continue;
         }
-        const Vec h = Round<Scalar>(Load(InPanels(next, h_rows_, block, row)));
+        const Vec h = Load(LeftAt<float>(projected_, h_rows_, block, row));
         Emit(p_.ys, time, block, row, h);
         CarryHidden(n, block, row, h);
       }
@@ -261,7 +272,7 @@ class Forward {
   // A step that is not valid: nothing out, the state as before.
   void Hold(int64_t n, int64_t block, int64_t row) {
     Emit(p_.ys, steps_.Time(n), block, row, Vec{});
-    CarryHidden(n, block, row, Load(InPanels(h_[n % 2], h_rows_, block, row)));
+    CarryHidden(n, block, row, LoadLeft<Scalar>(HiddenAt(n, block, row)));
   }
 
   // What leaves a step enters the next one, or is the last state.
@@ -272,7 +283,7 @@ class Forward {
     }
     const int64_t next = steps_.Time(n + 1);
     if (steps_.Reset(next, row)) h = HiddenOf(p_.controls.reset_state, block, row);
-    Store(InPanels(h_[(n + 1) % 2], h_rows_, block, row), h);
+    StoreLeft<Scalar>(HiddenAt(n + 1, block, row), h);
     Emit(p_.entering, next, block, row, h);
   }
 
@@ -290,13 +301,20 @@ class Forward {
 
   void Record(int64_t time, int64_t block, int64_t row, Vec i, Vec f, Vec g, Vec o,
               Vec c) {
-    float* to =
-        p_.tape + ((time * blocks_ + block) * s_.rows + row) * kTapeEntries * kWidth;
-    Store(to, i);
-    Store(to + kWidth, f);
-    Store(to + 2 * kWidth, g);
-    Store(to + 3 * kWidth, o);
-    Store(to + 4 * kWidth, c);
+    float* to = p_.tape + TapeOffset<Scalar>((time * blocks_ + block) * s_.rows + row);
+    if constexpr (std::is_same_v<Scalar, float>) {
+      Store(to, i);
+      Store(to + kWidth, f);
+      Store(to + 2 * kWidth, g);
+      Store(to + 3 * kWidth, o);
+      Store(to + 4 * kWidth, c);
+    } else {
+      StoreUnit(to, i);
+      StoreUnit(to + kWidth / 2, f);
+      StoreSymmetric(to + kWidth, g);
+      StoreUnit(to + kWidth / 2 * 3, o);
+      Store(to + 2 * kWidth, c);
+    }
   }
 
   // Writes a block of columns of [T, B, P]; to nowhere, if that is null.
@@ -324,7 +342,10 @@ class Forward {
     return LoadUpTo(state.c + row * s_.units + unit, Count(s_.units - unit));
   }
 
-  static int Count(int64_t left) { return static_cast<int>(Max(Min(left, kWidth), 0)); }
+  // h as it enters step n.
+  float* HiddenAt(int64_t n, int64_t block, int64_t row) const {
+    return LeftAt<Scalar>(h_[n % 2], h_rows_, block, row);
+  }
 
   const ForwardProblem<Scalar>& p_;
   const Sizes& s_;
@@ -333,6 +354,9 @@ class Forward {
   const int64_t blocks_;         // of units
   const int64_t panels_;         // of gates
   const int64_t output_panels_;  // of h
+  const int64_t input_lanes_;
+  const int64_t unit_lanes_;
+  const int64_t output_lanes_;
   const int64_t block_steps_;
 
   // Weights in panels.
@@ -350,6 +374,7 @@ class Forward {
   int64_t h_rows_ = 0;
   float* c_ = nullptr;
   float* m_ = nullptr;
+  float* projected_ = nullptr;
 };
 
 }  // namespace LSTM_ISA

@@ -7,7 +7,11 @@
 namespace lstm {
 namespace LSTM_ISA {
 
-LSTM_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+LSTM_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+LSTM_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// How many of the next kWidth numbers there are, if `left` are left.
+LSTM_INLINE int Count(int64_t left) { return static_cast<int>(Max(Min(left, kWidth), 0)); }
 
 // Blocks of kWidth units.
 LSTM_INLINE int64_t UnitBlocks(int64_t units) { return CeilDiv(units, kWidth); }
@@ -15,79 +19,178 @@ LSTM_INLINE int64_t UnitBlocks(int64_t units) { return CeilDiv(units, kWidth); }
 // The depth of a product over all gates: those of whole blocks.
 LSTM_INLINE int64_t GateDepth(int64_t units) { return 4 * kWidth * UnitBlocks(units); }
 
+// Where the two vectors of a panel stand in a row of a weight matrix.
+struct Columns {
+  int64_t start[2];
+  int count[2];  // how many columns there are, at most kWidth
+};
+
+// Panel `panel` of a matrix of 4 `units` columns: gates i and f, or g and o, of a block
+// of kWidth units.
+LSTM_INLINE Columns GateColumns(int64_t units, int64_t panel) {
+  const int64_t unit = panel / 2 * kWidth;
+  const int64_t gate = panel % 2 * 2;
+  const int count = static_cast<int>(units - unit < kWidth ? units - unit : kWidth);
+  return {{gate * units + unit, (gate + 1) * units + unit}, {count, count}};
+}
+
+// Panel `panel` of a matrix of `columns` columns.
+LSTM_INLINE Columns PlainColumns(int64_t columns, int64_t panel) {
+  const int64_t first = panel * kPanel;
+  const auto count = [](int64_t left) {
+    return static_cast<int>(left < 0 ? 0 : left < kWidth ? left : kWidth);
+  };
+  return {{first, first + kWidth},
+          {count(columns - first), count(columns - first - kWidth)}};
+}
+
 // Panels packed together: so what is read of a row is not so short that finding it
 // takes longer than reading it.
 constexpr int64_t kPackedTogether = 4;
 
-// `panels` panels of `rows` rows; `columns` says where they stand in a row.
+// A right factor: `panels` panels of `rows` rows of numbers; `columns` says where they
+// stand in a row.
 template <class Scalar>
 void PackPanels(const Scalar* from, int64_t rows, int64_t row_step,
                 const Columns* columns, int64_t panels, float* to) {
-  constexpr int64_t kRowsAheadHere = 8;
-  for (int64_t row = 0; row < rows; ++row) {
+  constexpr int64_t kAhead = 8;
+  constexpr int kPer = kPerLane<Scalar>;
+  const int64_t lanes = Lanes<Scalar>(rows);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const Scalar* line = from + lane * kPer * row_step;
+    const int64_t left = rows - lane * kPer;  // rows of numbers
     for (int64_t panel = 0; panel < panels; ++panel) {
       for (int v = 0; v < 2; ++v) {
-        const Scalar* at = from + columns[panel].start[v];
-        __builtin_prefetch(at + kRowsAheadHere * row_step);
-        Store(to + (panel * rows + row) * kPanel + v * kWidth,
-              LoadUpTo(at, columns[panel].count[v]));
-      }
-    }
-    from += row_step;
-  }
-}
-
-// One panel of the transpose of a matrix with the columns of the gates: kPanel of its
-// rows from `row` on, side by side, at depths in the order of the panels of the gates.
-template <class Scalar>
-void PackGatesTransposed(const Scalar* from, int64_t row, int64_t rows, int64_t units,
-                         float* to) {
-  const int here = static_cast<int>(rows - row < kPanel ? rows - row : kPanel);
-  const int64_t gates = 4 * units;
-  for (int64_t panel = 0; panel < 2 * UnitBlocks(units); ++panel) {
-    const Columns columns = GateColumns(units, panel);
-    for (int v = 0; v < 2; ++v) {
-      for (int n = 0; n < kPanel; ++n) {
-        float values[kWidth] = {};
-        if (n < here) {
-          const Scalar* line = from + (row + n) * gates + columns.start[v];
-          Store(values, LoadUpTo(line, columns.count[v]));
+        const Scalar* at = line + columns[panel].start[v];
+        const int count = columns[panel].count[v];
+        __builtin_prefetch(at + kAhead * row_step);
+        Vec packed = left > 0 ? LoadUpTo(at, count) : Vec{};
+        if constexpr (kPer == 2) {
+          packed = RightLanes(packed, left > 1 ? LoadUpTo(at + row_step, count) : Vec{});
         }
-        for (int k = 0; k < kWidth; ++k) to[k * kPanel + n] = values[k];
+        Store(to + (panel * lanes + lane) * kPanel + v * kWidth, packed);
       }
-      to += kWidth * kPanel;
     }
   }
 }
 
-// The same of a matrix of plain columns.
+// kWidth lanes of one row of numbers, of which `count` are left.
 template <class Scalar>
-void PackTransposed(const Scalar* from, int64_t row, int64_t rows, int64_t columns,
-                    float* to) {
-  for (int64_t k = 0; k < columns; ++k) {
-    for (int n = 0; n < kPanel; ++n) {
-      to[k * kPanel + n] = row + n < rows ? ToFloat(from[(row + n) * columns + k]) : 0;
-    }
+LSTM_INLINE Vec RowLanes(const Scalar* from, int64_t count) {
+  if constexpr (kPaired<Scalar>) {
+    if (count >= 2 * kWidth) return Load(reinterpret_cast<const float*>(from));
+    alignas(64) Scalar numbers[2 * kWidth] = {};
+    for (int64_t n = 0; n < count; ++n) numbers[n] = from[n];
+    return Load(reinterpret_cast<const float*>(numbers));
+  } else {
+    return LoadUpTo(from, Count(count));
   }
 }
 
-// Rows [first, last) of a matrix in memory into the rows of all its panels, which have
-// `panel_rows` rows. `to` is row `first` of the first panel.
+// The same of a row of gates in the order of whole blocks: i, f, g and o of the first
+// block of units, then of the second. `index` counts times kWidth lanes.
+template <class Scalar>
+LSTM_INLINE Vec GateLanes(const Scalar* row, int64_t units, int64_t index) {
+  constexpr int kGates = kPerLane<Scalar>;  // that kWidth lanes hold
+  const int64_t unit = index * kGates / 4 * kWidth;
+  const Scalar* from = row + index * kGates % 4 * units + unit;
+  const int count = Count(units - unit);
+  if constexpr (kGates == 2) {
+    alignas(64) Scalar numbers[2 * kWidth];
+    StoreAll(numbers, LoadUpTo(from, count));
+    StoreAll(numbers + kWidth, LoadUpTo(from + units, count));
+    return Load(reinterpret_cast<const float*>(numbers));
+  } else {
+    return LoadUpTo(from, count);
+  }
+}
+
+// A right factor: the panel of a transpose whose columns are kPanel rows of the matrix,
+// from `row` on. `lanes_of(row, index)` are kWidth lanes of a row; there are `size` times
+// so many.
+template <class LanesOf>
+LSTM_INLINE void PackTransposed(int64_t row, int64_t rows, int64_t size,
+                                LanesOf lanes_of, float* to) {
+  for (int64_t index = 0; index < size; ++index) {
+    for (int v = 0; v < 2; ++v) {
+      Vec lanes[kWidth];
+      for (int n = 0; n < kWidth; ++n) {
+        const int64_t here = row + v * kWidth + n;
+        lanes[n] = here < rows ? lanes_of(here, index) : Vec{};
+      }
+      Transpose(lanes);
+      for (int n = 0; n < kWidth; ++n) Store(to + n * kPanel + v * kWidth, lanes[n]);
+    }
+    to += kWidth * kPanel;
+  }
+}
+
+// A left factor: rows [first, last) of a matrix in memory, into panels of `panel_rows`
+// rows. `to` is row `first` of the first panel.
 template <class Scalar>
 void PackRows(const Scalar* from, int64_t first, int64_t last, int64_t columns,
               int64_t panel_rows, float* to) {
-  const int64_t panels = CeilDiv(columns, kPanel);
+  constexpr int64_t kNumbers = kWidth * kPerLane<Scalar>;
   for (int64_t row = first; row < last; ++row) {
     const Scalar* line = from + row * columns;
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const Columns place = PlainColumns(columns, panel);
-      float* at = to + panel * panel_rows * kPanel + (row - first) * kPanel;
-      for (int v = 0; v < 2; ++v) {
-        if (place.count[v] > 0) {
-          Store(at + v * kWidth, LoadUpTo(line + place.start[v], place.count[v]));
-        }
+    for (int64_t n = 0; n * kNumbers < columns; ++n) {
+      Store(to + (n / 2 * panel_rows + row - first) * kPanel + n % 2 * kWidth,
+            RowLanes(line + n * kNumbers, columns - n * kNumbers));
+    }
+  }
+}
+
+// A left factor: the transpose of rows of numbers. Group `group` of kWidth lanes of its
+// depth comes from rows that `row_at` points to, or that are zeros where it is null; it
+// may be asked for kWidth * kPerLane of them. The factor has `columns` rows.
+template <class Scalar, class RowAt>
+LSTM_INLINE void PackAcross(RowAt row_at, int64_t columns, int64_t group, float* to) {
+  constexpr int kPer = kPerLane<Scalar>;
+  const Scalar* rows[kWidth * kPer];
+  for (int n = 0; n < kWidth * kPer; ++n) rows[n] = row_at(group * kWidth * kPer + n);
+  to += group / 2 * columns * kPanel + group % 2 * kWidth;
+  for (int64_t column = 0; column < columns; column += kWidth) {
+    const int count = Count(columns - column);
+    const auto load = [&](int n) {
+      return rows[n] ? LoadUpTo(rows[n] + column, count) : Vec{};
+    };
+    Vec lanes[kWidth];
+    for (int n = 0; n < kWidth; ++n) {
+      lanes[n] = load(n * kPer);
+      if constexpr (kPer == 2) lanes[n] = RightLanes(lanes[n], load(n * kPer + 1));
+    }
+    Transpose(lanes);
+    for (int n = 0; n < count; ++n) Store(to + (column + n) * kPanel, lanes[n]);
+  }
+}
+
+// Block `block` of kWidth numbers in a row of a left factor in panels.
+template <class Scalar>
+LSTM_INLINE float* LeftAt(float* panels, int64_t panel_rows, int64_t block, int64_t row) {
+  const int64_t lane = block * (kWidth / kPerLane<Scalar>);
+  return panels + (lane / kPanel * panel_rows + row) * kPanel + lane % kPanel;
+}
+
+// A right factor from a left one: kPanel of its columns, from block `block` of kWidth on.
+// Where lanes are single it stands there already; else pairs of rows go to `to`.
+template <class Scalar>
+LSTM_INLINE const float* RightOf(float* left, int64_t panel_rows, int64_t block,
+                                 int64_t rows, float* to) {
+  if constexpr (!kPaired<Scalar>) {
+    return LeftAt<Scalar>(left, panel_rows, block, 0);
+  } else {
+    const int64_t lanes = Lanes<Scalar>(rows);
+    for (int v = 0; v < 2; ++v) {
+      const float* at = LeftAt<Scalar>(left, panel_rows, block + v, 0);
+      const auto load = [&](int64_t row) {
+        return row < rows ? LoadLeft<Scalar>(at + row * kPanel) : Vec{};
+      };
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        Store(to + lane * kPanel + v * kWidth,
+              RightLanes(load(2 * lane), load(2 * lane + 1)));
       }
     }
+    return to;
   }
 }
 

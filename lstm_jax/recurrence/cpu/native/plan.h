@@ -14,9 +14,6 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
-LSTM_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-LSTM_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Part `rank` of `count` things cut into `parts` nearly equal parts.
 LSTM_INLINE Range Part(int64_t count, int rank, int parts) {
   return {count * rank / parts, count * (rank + 1) / parts};
@@ -64,10 +61,13 @@ class Carver {
  public:
   explicit Carver(char* base) : base_(base) {}
 
-  float* Floats(int64_t count) {
+  float* Floats(int64_t count) { return Of<float>(count); }
+
+  template <class Scalar>
+  Scalar* Of(int64_t count) {
     const size_t start = used_;
-    used_ += (count * sizeof(float) + kLine - 1) / kLine * kLine;
-    return base_ ? reinterpret_cast<float*>(base_ + start) : nullptr;
+    used_ += (count * sizeof(Scalar) + kLine - 1) / kLine * kLine;
+    return base_ ? reinterpret_cast<Scalar*>(base_ + start) : nullptr;
   }
 
   size_t used() const { return used_; }
@@ -78,15 +78,18 @@ class Carver {
   size_t used_ = 0;
 };
 
+// What a sum starts from.
+alignas(64) constexpr float kZeros[kPanel] = {};
+
 // The cell state and its gradient in scratch memory: [blocks of units][rows][kWidth].
 LSTM_INLINE float* CellAt(float* cells, int64_t rows, int64_t block, int64_t row) {
   return cells + (block * rows + row) * kWidth;
 }
 
-// Block `block` of kWidth columns in a row of a matrix in panels.
-LSTM_INLINE float* InPanels(float* panels, int64_t panel_rows, int64_t block,
-                            int64_t row) {
-  return panels + (block / 2 * panel_rows + row) * kPanel + block % 2 * kWidth;
+// Where a place on the tape begins.
+template <class Scalar>
+LSTM_INLINE int64_t TapeOffset(int64_t place) {
+  return place * kTapeEntries<Scalar> * kWidth;
 }
 
 // What both passes ask about the steps, the rows and their controls.

@@ -47,8 +47,10 @@ struct Controls {
 };
 
 // The tape holds, for each step, block of W units and row: i, f, g, o and c after the
-// step, W of each: [T, ceil(H / W), B, 5 W].
-constexpr int kTapeEntries = 5;
+// step, W of each: [T, ceil(H / W), B, entries * W]. In float32 all are floats; in bfloat16
+// the gates have 16 bits.
+template <class Scalar>
+constexpr int kTapeEntries = sizeof(Scalar) == 4 ? 5 : 3;
 
 template <class Scalar>
 struct ForwardProblem {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -34,11 +35,11 @@ LSTM_INLINE Vec Load(const float* from) {
 
 LSTM_INLINE void Store(float* to, Vec v) { *reinterpret_cast<UnalignedVec*>(to) = v; }
 
-LSTM_INLINE Vec Broadcast(float x) { return x - Vec{}; }
-
 LSTM_INLINE IntVec Bits(Vec v) { return reinterpret_cast<IntVec>(v); }
 
 LSTM_INLINE Vec FromBits(IntVec bits) { return reinterpret_cast<Vec>(bits); }
+
+LSTM_INLINE Vec Broadcast(float x) { return x - Vec{}; }
 
 LSTM_INLINE Vec Select(IntVec condition, Vec on_true, Vec on_false) {
   return condition ? on_true : on_false;
@@ -67,14 +68,6 @@ LSTM_INLINE Vec Divide(Vec a, Vec b) {
 #endif
 }
 
-// bfloat16, rounded to the nearest and to even; NaN stays NaN.
-LSTM_INLINE uint16_t ToBFloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 LSTM_INLINE float ToFloat(float x) { return x; }
 
 LSTM_INLINE float ToFloat(BFloat16 x) {
@@ -84,64 +77,80 @@ LSTM_INLINE float ToFloat(BFloat16 x) {
   return result;
 }
 
-LSTM_INLINE void Assign(float* to, float x) { *to = x; }
+// Vectors of kWidth 16-bit numbers, in memory and out of it.
+typedef uint16_t ShortVec __attribute__((vector_size(2 * kWidth)));
+typedef uint16_t UnalignedShortVec
+    __attribute__((vector_size(2 * kWidth), aligned(2), may_alias));
 
-LSTM_INLINE void Assign(BFloat16* to, float x) { to->bits = ToBFloat16(x); }
-
-// A vector's value after it went through the Scalar type.
-template <class Scalar>
-LSTM_INLINE Vec Round(Vec v);
-
-template <>
-LSTM_INLINE Vec Round<float>(Vec v) {
-  return v;
+LSTM_INLINE IntVec LoadShorts(const void* from) {
+  const ShortVec v = *static_cast<const UnalignedShortVec*>(from);
+  return __builtin_convertvector(v, IntVec);
 }
 
-template <>
-LSTM_INLINE Vec Round<BFloat16>(Vec v) {
-  const IntVec bits = Bits(v);
-  const IntVec rounded = (bits + 0x7fff + (bits >> 16 & 1)) & ~0xffff;
-  return Select(v == v, FromBits(rounded), v);
+// Keeps the low 16 bits of each.
+LSTM_INLINE void StoreShorts(void* to, IntVec v) {
+  *static_cast<UnalignedShortVec*>(to) = __builtin_convertvector(v, ShortVec);
+}
+
+// A vector's value after it went through the Scalar type: to bfloat16, to the nearest
+// and to even. NaN stays NaN.
+template <class Scalar>
+LSTM_INLINE Vec Round(Vec v) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    return v;
+  } else {
+    const IntVec bits = Bits(v);
+    const IntVec rounded = (bits + 0x7fff + (bits >> 16 & 1)) & ~0xffff;
+    return Select(v == v, FromBits(rounded), FromBits(bits | 0x400000));
+  }
+}
+
+LSTM_INLINE Vec LoadAll(const float* from) { return Load(from); }
+
+LSTM_INLINE Vec LoadAll(const BFloat16* from) {
+  return FromBits(LoadShorts(from) << 16);
+}
+
+LSTM_INLINE void StoreAll(float* to, Vec v) { Store(to, v); }
+
+LSTM_INLINE void StoreAll(BFloat16* to, Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(to, &rounded, sizeof(rounded));
+#else
+  StoreShorts(to, Bits(Round<BFloat16>(v)) >> 16);
+#endif
 }
 
 // Loads and stores of the first `count` of kWidth elements, of either type.
 template <class Scalar>
-LSTM_INLINE Vec LoadSome(const Scalar* from, int count) {
+LSTM_INLINE Vec LoadUpTo(const Scalar* from, int count) {
+  if (count >= kWidth) return LoadAll(from);
   float values[kWidth] = {};
   for (int n = 0; n < count; ++n) values[n] = ToFloat(from[n]);
   return Load(values);
 }
 
 template <class Scalar>
-LSTM_INLINE void StoreSome(Scalar* to, Vec v, int count) {
-  float values[kWidth];
-  Store(values, v);
-  for (int n = 0; n < count; ++n) Assign(to + n, values[n]);
+LSTM_INLINE void StoreUpTo(Scalar* to, Vec v, int count) {
+  if (count >= kWidth) return StoreAll(to, v);
+  Scalar values[kWidth];
+  StoreAll(values, v);
+  for (int n = 0; n < count; ++n) to[n] = values[n];
 }
 
-LSTM_INLINE Vec LoadUpTo(const float* from, int count) {
-  return count >= kWidth ? Load(from) : LoadSome(from, count);
+// Gates where they may lose some bits: 16 bits of fixed point, of [0, 1] or [-1, 1].
+LSTM_INLINE void StoreUnit(void* to, Vec v) {
+  StoreShorts(to, __builtin_convertvector(v * 65535.0f + 0.5f, IntVec));
 }
 
-LSTM_INLINE Vec LoadUpTo(const BFloat16* from, int count) {
-  return count >= kWidth ? LoadSome(from, kWidth) : LoadSome(from, count);
+LSTM_INLINE Vec LoadUnit(const void* from) {
+  return __builtin_convertvector(LoadShorts(from), Vec) * (1.0f / 65535.0f);
 }
 
-LSTM_INLINE void StoreUpTo(float* to, Vec v, int count) {
-  if (count >= kWidth) {
-    Store(to, v);
-  } else {
-    StoreSome(to, v, count);
-  }
-}
+LSTM_INLINE void StoreSymmetric(void* to, Vec v) { StoreUnit(to, v * 0.5f + 0.5f); }
 
-LSTM_INLINE void StoreUpTo(BFloat16* to, Vec v, int count) {
-  if (count >= kWidth) {
-    StoreSome(to, v, kWidth);
-  } else {
-    StoreSome(to, v, count);
-  }
-}
+LSTM_INLINE Vec LoadSymmetric(const void* from) { return LoadUnit(from) * 2.0f - 1.0f; }
 
 }  // namespace LSTM_ISA
 }  // namespace lstm
