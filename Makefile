@@ -7,17 +7,17 @@ TESTS ?= tests lstm_jax
 
 .PHONY: train test peers bench wheel sanitize lint clean
 
-train: $(VENV)/examples.stamp
+train: $(VENV)/package.stamp $(VENV)/examples.stamp
 	$(BIN)/python examples/char_lm.py
 
-test: $(VENV)/tests.stamp
+test: $(VENV)/package.stamp $(VENV)/tests.stamp
 	$(BIN)/python -m pytest -n 2 $(TESTS) --ignore=tests/peers $(PYTEST)
 
 # Parity with PyTorch and Keras, and their examples.
-peers: $(VENV)/tests.stamp $(VENV)/peers.stamp
+peers: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/peers $(PYTEST)
 
-bench: $(VENV)/examples.stamp $(VENV)/peers.stamp
+bench: $(VENV)/package.stamp $(VENV)/examples.stamp $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks $(BENCH)
 
 wheel: | $(BIN)/python
@@ -39,14 +39,20 @@ sanitize:
 	  $(addprefix lstm_jax/recurrence/cpu/native/,team.cc dispatch.cc)
 	build/sanitize/test 100
 
-lint: $(VENV)/tests.stamp $(VENV)/peers.stamp $(VENV)/lint.stamp
+lint: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp $(VENV)/lint.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-# The kernels are compiled as the package is installed.
+# The CPU kernels are compiled as the package is installed: once, against the headers of
+# the oldest jaxlib. What else is installed leaves them as they are.
 NATIVE := hatch_build.py $(wildcard lstm_jax/recurrence/cpu/native/*)
 
-$(VENV)/%.stamp: pyproject.toml $(NATIVE) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+$(VENV)/package.stamp: pyproject.toml $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "hatchling>=1.27" --editable .
+	touch $@
+
+$(VENV)/%.stamp: pyproject.toml | $(VENV)/package.stamp
+	LSTM_JAX_NATIVE=0 $(BIN)/python -m pip install --quiet --no-build-isolation \
+	  --editable ".[$*]"
 	touch $@
 
 $(BIN)/python:

@@ -7,6 +7,8 @@
 namespace lstm {
 namespace LSTM_ISA {
 
+constexpr int64_t kRowsWrittenAhead = 8;
+
 template <class Scalar>
 class WeightGradient {
  public:
@@ -20,7 +22,8 @@ class WeightGradient {
              int threads) {
     if (!result_) return;
     one_block_ = one_block;
-    across_ = carver.Floats(CeilDiv(Lanes<Scalar>(block_rows), kPanel) * rows_ * kPanel);
+    across_ = carver.Floats(CeilDiv(Lanes<Scalar>(block_rows), kPanel) *
+                            PanelRows(rows_) * kPanel);
     sums_ = carver.Floats((one_block ? threads : panels) * rows_ * kPanel);
   }
 
@@ -28,7 +31,7 @@ class WeightGradient {
   // PackAcross.
   template <class RowAt>
   void Pack(int64_t group, RowAt row_at) {
-    if (result_) PackAcross<Scalar>(row_at, rows_, group, across_);
+    if (result_) PackAcross<Scalar>(row_at, rows_, PanelRows(rows_), group, across_);
   }
 
   // Adds the product with one panel of the right factor, of `lanes` lanes. The first one
@@ -39,13 +42,17 @@ class WeightGradient {
     float* sums = sums_ + (one_block_ ? rank : panel) * rows_ * kPanel;
     const Sums<const float> from =
         first ? Sums<const float>{kZeros, 0, 0} : Sums<const float>{sums, kPanel, 0};
-    Multiply<Scalar>({across_, kPanel, rows_ * kPanel}, rows_, right, lanes, 1, from,
+    Multiply<Scalar>({across_, kPanel, PanelRows(rows_) * kPanel}, rows_, right, lanes, 1, from,
                      {sums, kPanel, 0});
     if (!last) return;
     for (int64_t row = 0; row < rows_; ++row) {
       for (int v = 0; v < 2; ++v) {
-        StoreUpTo(result_ + row * row_step_ + columns.start[v],
-                  Load(sums + row * kPanel + v * kWidth), columns.count[v]);
+        Scalar* to = result_ + row * row_step_ + columns.start[v];
+        // Each row is in another page: what is written is asked for some rows ahead.
+        if (row + kRowsWrittenAhead < rows_) {
+          __builtin_prefetch(to + kRowsWrittenAhead * row_step_, 1);
+        }
+        StoreUpTo(to, Load(sums + row * kPanel + v * kWidth), columns.count[v]);
       }
     }
   }

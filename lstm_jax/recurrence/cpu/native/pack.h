@@ -142,13 +142,15 @@ void PackRows(const Scalar* from, int64_t first, int64_t last, int64_t columns,
 
 // A left factor: the transpose of rows of numbers. Group `group` of kWidth lanes of its
 // depth comes from rows that `row_at` points to, or that are zeros where it is null; it
-// may be asked for kWidth * kPerLane of them. The factor has `columns` rows.
+// may be asked for kWidth * kPerLane of them. The factor has `columns` rows, in panels of
+// `panel_rows`.
 template <class Scalar, class RowAt>
-LSTM_INLINE void PackAcross(RowAt row_at, int64_t columns, int64_t group, float* to) {
+LSTM_INLINE void PackAcross(RowAt row_at, int64_t columns, int64_t panel_rows, int64_t group,
+                            float* to) {
   constexpr int kPer = kPerLane<Scalar>;
   const Scalar* rows[kWidth * kPer];
   for (int n = 0; n < kWidth * kPer; ++n) rows[n] = row_at(group * kWidth * kPer + n);
-  to += group / 2 * columns * kPanel + group % 2 * kWidth;
+  to += group / 2 * panel_rows * kPanel + group % 2 * kWidth;
   for (int64_t column = 0; column < columns; column += kWidth) {
     const int count = Count(columns - column);
     const auto load = [&](int n) {
