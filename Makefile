@@ -47,7 +47,7 @@ lint: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp $(VENV)/lint
 NATIVE := hatch_build.py $(wildcard lstm_jax/recurrence/cpu/native/*)
 
 $(VENV)/package.stamp: pyproject.toml $(NATIVE) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet "hatchling>=1.27" --editable .
+	$(BIN)/python -m pip install --quiet "hatchling>=1.27" editables --editable .
 	touch $@
 
 $(VENV)/%.stamp: pyproject.toml | $(VENV)/package.stamp

@@ -7,7 +7,8 @@ the implementation, and keeps memory bounded where that was asked for.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,30 +73,82 @@ def compute_dtype(cell: Any, xs: Array) -> Any:
     return jnp.dtype(getattr(cell, "dtype", None) or xs.dtype)
 
 
+class Direction(NamedTuple):
+    """What the directions of a layer do not share."""
+
+    params: PyTree
+    state: PyTree
+    reset_state: PyTree = None
+    key: Array | None = None
+    reverse: bool = False
+
+
 def run(
     cell: Any,
-    params: PyTree,
     xs: Array,
-    state: PyTree,
+    directions: Sequence[Direction],
     lengths: Array | None,
     mask: Array | None,
     reset: Array | None,
-    reset_state: PyTree,
-    key: Array | None,
     *,
-    reverse: bool,
     checkpoint_every: int | str | None,
     implementation: str | None,
     emit_states: bool = False,
-) -> tuple[PyTree, PyTree]:
-    """Runs ``cell`` over the leading axis of ``xs``.
+) -> list[tuple[PyTree, PyTree]]:
+    """Runs ``cell`` over the leading axis of ``xs``, in each direction.
 
     The arguments are those of :func:`lstm_jax.scan`, checked, with time in front; no
     state is missing.
     """
+    ready = [
+        _prepare(cell, xs, direction, lengths, mask, reset, implementation)
+        for direction in directions
+    ]
+    if checkpoint_every is None and all(one.implementation == "cpu" for one in ready):
+        results = cpu.run_together(
+            ready[0].cell,
+            [
+                cpu.Direction(one.params, one.xs, one.state, one.controls, one.reverse)
+                for one in ready
+            ],
+            emit_states=emit_states,
+        )
+    else:
+        results = [_run_one(one, checkpoint_every, emit_states) for one in ready]
+    dtype = compute_dtype(cell, xs)
+    narrowed = []
+    for direction, (state, ys) in zip(directions, results, strict=True):
+        dtypes = jax.tree.map(lambda leaf: leaf.dtype, direction.state)
+        narrow = lambda tree: jax.tree.map(lambda a, dt: a.astype(dt), tree, dtypes)
+        ys = narrow(ys) if emit_states else jax.tree.map(lambda y: y.astype(dtype), ys)
+        narrowed.append((narrow(state), ys))
+    return narrowed
+
+
+class _Ready(NamedTuple):
+    """One direction as an implementation takes it."""
+
+    implementation: str
+    cell: Any
+    params: PyTree
+    xs: PyTree
+    state: PyTree
+    controls: Controls
+    reverse: bool
+
+
+def _prepare(
+    cell: Any,
+    xs: Array,
+    direction: Direction,
+    lengths: Array | None,
+    mask: Array | None,
+    reset: Array | None,
+    implementation: str | None,
+) -> _Ready:
+    params, state, reset_state, key, reverse = direction
     valid, reset = step_controls(xs.shape[0], lengths, mask, reset, reverse)
-    length, dtype = xs.shape[0], compute_dtype(cell, xs)
-    dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
+    dtype = compute_dtype(cell, xs)
     params, xs = cast_params(params, dtype), xs.astype(dtype)
     if key is None:
         cell = cell_without_noise(cell)
@@ -105,33 +158,36 @@ def run(
     if implementation == "xla":
         xs, state, reset_state = _for_xla(xs, state, reset_state, valid)
     state = vary(state, (params, xs, state, valid, reset, reset_state))
+    controls = Controls(valid, reset, reset_state)
+    return _Ready(implementation, cell, params, xs, state, controls, reverse)
+
+
+def _run_one(
+    one: _Ready, checkpoint_every: int | str | None, emit_states: bool
+) -> tuple[PyTree, PyTree]:
+    """One direction; in blocks, where the backward pass is to run it again."""
+    reset_state = one.controls.reset_state
 
     def steps_from(state, steps):
         xs, valid, reset = steps
-        return _IMPLEMENTATIONS[implementation].run(
-            cell,
-            params,
+        return _IMPLEMENTATIONS[one.implementation].run(
+            one.cell,
+            one.params,
             xs,
             state,
             Controls(valid, reset, reset_state),
-            reverse=reverse,
+            reverse=one.reverse,
             emit_states=emit_states,
         )
 
-    steps = (xs, valid, reset)
+    steps = (one.xs, one.controls.valid, one.controls.reset)
     if checkpoint_every is None:
-        state, ys = steps_from(state, steps)
-    else:
-        block = jax.checkpoint(steps_from, prevent_cse=False)
-        size = checkpoint_every
-        if isinstance(size, str):
-            size = max(1, math.isqrt(length))
-        state, ys = scan_blocks(block, state, steps, size, reverse=reverse)
-    narrow = lambda leaf, dtype: leaf.astype(dtype)
-    state = jax.tree.map(narrow, state, dtypes)
-    if emit_states:
-        return state, jax.tree.map(narrow, ys, dtypes)
-    return state, jax.tree.map(lambda y: y.astype(dtype), ys)
+        return steps_from(one.state, steps)
+    block = jax.checkpoint(steps_from, prevent_cse=False)
+    size = checkpoint_every
+    if isinstance(size, str):
+        size = max(1, math.isqrt(jax.tree.leaves(one.xs)[0].shape[0]))
+    return scan_blocks(block, one.state, steps, size, reverse=one.reverse)
 
 
 def _for_xla(

@@ -22,6 +22,9 @@ RATES: tuple[str, ...] = (
     "zoneout_c",
 )
 
+# Those that change the steps themselves, or what comes out of them.
+_IN_THE_LOOP = ("output_dropout", "recurrent_dropout", "zoneout_h", "zoneout_c")
+
 
 @dataclasses.dataclass(frozen=True)
 class Regularized(OneStep):
@@ -172,9 +175,16 @@ class Regularized(OneStep):
             shape = (length, *getattr(h, field).shape)
             return jax.random.bernoulli(keys[name], rate, shape)
 
+        params = self._drop_connect(keys["drop_connect"], params)
+        input_mask = mask("input_dropout", xs.shape[1:])
+        if not any(getattr(self, name) for name in _IN_THE_LOOP):
+            # All there is is done: the steps are the cell's own.
+            if input_mask is not None:
+                xs = xs * as_last_axes(input_mask, xs)
+            return self.without_noise, params, xs
         noise = _Noise(
-            self._drop_connect(keys["drop_connect"], params),
-            mask("input_dropout", xs.shape[1:]),
+            params,
+            input_mask,
             mask("recurrent_dropout", h.h.shape) if hasattr(h, "h") else None,
             mask("output_dropout", h.h.shape) if hasattr(h, "h") else None,
         )

@@ -341,6 +341,7 @@ def _scan(
     key,
     *,
     time_major,
+    reverse,
     **options,
 ):
     if not time_major:
@@ -348,9 +349,8 @@ def _scan(
         xs, mask, reset = jax.tree.map(
             lambda leaf: jnp.moveaxis(leaf, axis, 0), (xs, mask, reset)
         )
-    state, ys = loop.run(
-        cell, params, xs, state, lengths, mask, reset, reset_state, key, **options
-    )
+    direction = loop.Direction(params, state, reset_state, key, reverse)
+    ((state, ys),) = loop.run(cell, xs, [direction], lengths, mask, reset, **options)
     if not time_major:
         ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axis), ys)
     return state, ys

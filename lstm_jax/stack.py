@@ -363,29 +363,20 @@ def _apply(
 def _layer(model, cell, params, xs, state, controls, **options):
     """One layer over time, in one direction or in two."""
     lengths, mask, reset, key = controls
-    afters, outputs = [], []
-    for direction in range(model._directions):
+    directions = []
+    for n in range(model._directions):
         reset_state = None
         if reset is not None:
             batch_shape = reset.shape[1:]
             reset_state = shapes.conform_state(
-                cell, "reset_state", None, params[direction], batch_shape, xs.dtype
+                cell, "reset_state", None, params[n], batch_shape, xs.dtype
             )
-        after, ys = loop.run(
-            cell,
-            params[direction],
-            xs,
-            state[direction],
-            lengths,
-            mask,
-            reset,
-            reset_state,
-            None if key is None else jax.random.fold_in(key, 1 + direction),
-            reverse=direction == 1,
-            **options,
+        noise = None if key is None else jax.random.fold_in(key, 1 + n)
+        directions.append(
+            loop.Direction(params[n], state[n], reset_state, noise, reverse=n == 1)
         )
-        afters.append(after)
-        outputs.append(ys)
+    results = loop.run(cell, xs, directions, lengths, mask, reset, **options)
+    afters, outputs = zip(*results, strict=True)
     ys = outputs[0] if len(outputs) == 1 else MERGES[model.merge](*outputs)
     return Directions(*afters), ys
 

@@ -237,13 +237,13 @@ def test_wrong_buffers_are_an_error(change):
         jax.ShapeDtypeStruct(s, f32) for s in [(T, B, H), (0,), (B, H), (B, H)]
     ] + [jax.ShapeDtypeStruct((0,), f32)] * 2
     call = jax.ffi.ffi_call(library.FORWARD, results)
-    jax.block_until_ready(call(*args, reverse=np.bool_(False)))
+    jax.block_until_ready(call(*args, reverse=np.int64(0)))
     bad = jnp.ones(shape, dtype[0] if dtype else args[position].dtype)
     args[position] = bad
     with pytest.raises(jax.errors.JaxRuntimeError, match="lstm_jax"):
-        jax.block_until_ready(call(*args, reverse=np.bool_(False)))
+        jax.block_until_ready(call(*args, reverse=np.int64(0)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="number of buffers"):
-        jax.block_until_ready(call(*args[:-1], reverse=np.bool_(False)))
+        jax.block_until_ready(call(*args[:-1], reverse=np.int64(0)))
 
 
 def test_is_chosen_where_it_can_run():

@@ -9,6 +9,7 @@ import pytest
 
 import lstm_jax as lj
 from lstm_jax import training
+from lstm_jax.regularization import _Noise
 from tests import oracle_cells as oracle
 from tests.common import assert_close, normal, random_params, random_state
 
@@ -123,14 +124,19 @@ def test_noisy_steps_agree_with_the_equations(names):
     cell = lj.Regularized(CELL, **{name: RATES[name] for name in names})
     state = random_state(CELL, 2, (B,))
     reset = np.random.default_rng(0).random((B, T)) < 0.3
-    _, noise, xs = cell.perturb(KEY, PARAMS, jnp.moveaxis(XS, 1, 0))
-    keep = xs[1] if isinstance(xs, tuple) else (None, None)
+    running, noise, xs = cell.perturb(KEY, PARAMS, jnp.moveaxis(XS, 1, 0))
+    inputs, keep = XS, (None, None)
+    if running is CELL:
+        # What is dropped of inputs and weights is dropped before the first step.
+        inputs, noise = jnp.moveaxis(xs, 0, 1), _Noise(noise, None, None, None)
+    elif isinstance(xs, tuple):
+        keep = xs[1]
     params = {
         name: np.asarray(value, np.float64)
         for name, value in noise.params._asdict().items()
         if value is not None
     }
-    expected = noisy_loop(cell, noise, keep, params, XS, state, reset)
+    expected = noisy_loop(cell, noise, keep, params, inputs, state, reset)
     last, ys = lj.scan(cell, PARAMS, XS, state, reset=reset, key=KEY)
     assert_close((last._asdict(), ys), expected)
     every = lj.scan(cell, PARAMS, XS, state, reset=reset, key=KEY, checkpoint_every=3)

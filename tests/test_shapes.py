@@ -208,7 +208,7 @@ CASES = {
     "implementation is unknown": (
         lambda: scan(implementation="cudnnn"),
         ValueError,
-        "implementation: expected one of 'xla', got 'cudnnn'.",
+        "implementation: expected one of 'xla', 'cpu', got 'cudnnn'.",
     ),
     "stack is given a layer's params": (
         lambda: apply(params=PARAMS),

@@ -9,7 +9,8 @@ backward pass in ``native.py``.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,16 @@ def why_not(cell: Cell, dtype: Any) -> str | None:
     return None
 
 
+class Direction(NamedTuple):
+    """What :func:`run_together` is given for each direction."""
+
+    params: LSTMParams
+    xs: Array
+    state: LSTMState
+    controls: Controls
+    reverse: bool
+
+
 def run(
     cell: LSTMCell,
     params: LSTMParams,
@@ -58,33 +69,55 @@ def run(
     but for two things: xs, states and outputs have the compute dtype (c has float32),
     and xs may hold anything where not valid.
     """
-    batch_shape = xs.shape[1:-1]
+    direction = Direction(params, xs, state, controls, reverse)
+    return run_together(cell, [direction], emit_states=emit_states)[0]
+
+
+def run_together(
+    cell: LSTMCell, directions: Sequence[Direction], *, emit_states: bool
+) -> list[tuple[LSTMState, PyTree]]:
+    """Runs one direction or two of a layer, side by side; see :func:`run`."""
+    xs = directions[0].xs
     if 0 in xs.shape:
-        return xla.run(
-            cell, params, xs, state, controls, reverse=reverse, emit_states=emit_states
-        )
-    rows = math.prod(batch_shape)
+        return [
+            xla.run(cell, *rest, reverse=reverse, emit_states=emit_states)
+            for *rest, reverse in directions
+        ]
+    inputs = _vary_alike(tuple(map(_flat_inputs, directions)))
+    emit = ("ys", "cs", "h", "c") if emit_states else ("ys", "h", "c")
+    call = Call(
+        cell,
+        tuple(direction.reverse for direction in directions),
+        jax.tree.structure(inputs),
+        (emit,) * len(directions),
+    )
+
+    def unflat(leaf):
+        return leaf.reshape(*leaf.shape[:-2], *xs.shape[1:-1], leaf.shape[-1])
+
+    results = []
+    for outputs in run_kernel(inputs, call):
+        ys, cs, h, c, *_ = jax.tree.map(unflat, outputs)
+        results.append((LSTMState(h, c), LSTMState(ys, cs) if emit_states else ys))
+    return results
+
+
+def _flat_inputs(direction: Direction) -> Inputs:
+    """Inputs with one batch axis."""
+    params, xs, state, controls, _ = direction
+    rows = math.prod(xs.shape[1:-1])
     flat = lambda leaf: leaf.reshape(rows, leaf.shape[-1])
     flat_steps = lambda leaf: leaf.reshape(
         xs.shape[0], rows, *leaf.shape[xs.ndim - 1 :]
     )
-    # A learned start is not the steps' business: it came in as the state.
-    params = params._replace(initial_h=None, initial_c=None)
-    inputs = Inputs(
-        params,
+    return Inputs(
+        # A learned start is not the steps' business: it came in as the state.
+        params._replace(initial_h=None, initial_c=None),
         flat_steps(xs),
         jax.tree.map(flat, state),
         *jax.tree.map(flat_steps, controls[:2]),
         jax.tree.map(flat, controls.reset_state),
     )
-    inputs = _vary_alike(inputs)
-    emit = ("ys", "cs", "h", "c") if emit_states else ("ys", "h", "c")
-    tree = jax.tree.structure(inputs)
-    outputs = run_kernel(inputs, Call(cell, reverse, tree, emit))
-    unflat = lambda leaf: leaf.reshape(*leaf.shape[:-2], *batch_shape, leaf.shape[-1])
-    last = LSTMState(unflat(outputs.h), unflat(outputs.c))
-    ys = unflat(outputs.ys)
-    return last, LSTMState(ys, unflat(outputs.cs)) if emit_states else ys
 
 
 def _vary_alike(tree: PyTree) -> PyTree:

@@ -1,10 +1,14 @@
 """The calls to the kernels, and the reference in their place, on flat arguments.
 
-Everything here is time-major with one batch axis: ``xs`` is ``[T, B, I]``. The kernels
-save, for the backward pass, the *tape*: for each step, block of W units (W floats fill
-a vector of the processor) and row the values of i, f, g, o and of c after the step,
-``[T, ceil(H / W), B, 5 W]``, float32; in bfloat16 the gates have 16 bits each, and 5 W
-is 3 W. Where there are controls, they save the h that entered each step too.
+Everything here is time-major with one batch axis: ``xs`` is ``[T, B, I]``. One call
+runs one direction of a layer, or both side by side, so what it is given and what it
+returns come in tuples of one or two.
+
+The kernels save, for the backward pass, the *tape*: for each step, block of W units (W
+floats fill a vector of the processor) and row the values of i, f, g, o and of c after
+the step, ``[T, ceil(H / W), B, 5 W]``, float32; in bfloat16 the gates have 16 bits
+each, and 5 W is 3 W. Where there are controls, they save the h that entered each step
+too.
 """
 
 from __future__ import annotations
@@ -24,9 +28,12 @@ from lstm_jax.types import Array, LSTMParams, LSTMState
 
 _TAPE_ENTRIES = {jnp.dtype(jnp.float32): 5, jnp.dtype(jnp.bfloat16): 3}
 
+# The outputs that have tangents.
+DIFFERENTIABLE = ("ys", "cs", "h", "c")
+
 
 class Inputs(NamedTuple):
-    """What a call is given; None where there is nothing."""
+    """What one direction is given; None where there is nothing."""
 
     params: LSTMParams
     xs: Any
@@ -37,7 +44,7 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a call can return; by name, since most calls want some of it only."""
+    """What one direction can return; most calls want some of it only."""
 
     ys: Any = None
     cs: Any = None
@@ -53,28 +60,53 @@ class Call:
 
     Attributes:
         cell: for the reference.
-        reverse: whether it runs from the last step to the first.
-        tree: structure of :class:`Inputs`.
-        emit: fields of :class:`Outputs`, in order, that are wanted or, going back, that
-            have a cotangent.
+        reverse: for each direction, whether it runs from the last step to the first.
+        tree: structure of the tuple of :class:`Inputs`.
+        emit: for each direction the fields of :class:`Outputs`, in order, that are
+            wanted or, going back, that have a cotangent.
     """
 
     cell: LSTMCell
-    reverse: bool
+    reverse: tuple[bool, ...]
     tree: Any
-    emit: tuple[str, ...]
+    emit: tuple[tuple[str, ...], ...]
 
-    def inputs(self, leaves: Any) -> Inputs:
+    def inputs(self, leaves: Any) -> tuple[Inputs, ...]:
         """The inputs from their leaves."""
         return self.tree.unflatten(leaves)
+
+    def outputs(self, values: Any) -> list[Outputs]:
+        """Values of what is emitted, by name."""
+        values = iter(values)
+        return [
+            Outputs(**{name: next(values) for name in names}) for names in self.emit
+        ]
+
+    def emitted(self, outputs: Any) -> list[Any]:
+        """The inverse of :meth:`outputs`."""
+        return [
+            getattr(one, name)
+            for one, names in zip(outputs, self.emit, strict=True)
+            for name in names
+        ]
 
     @property
     def leaves(self) -> int:
         """How many inputs there are."""
         return self.tree.num_leaves
 
+    @property
+    def saved(self) -> int:
+        """How many arrays are saved for the backward pass."""
+        return 2 * len(self.reverse)
 
-def output_shapes(call: Call, inputs: Inputs) -> Outputs:
+    @property
+    def reverse_bits(self) -> np.int64:
+        """``reverse`` as the kernels take it."""
+        return np.int64(sum(1 << n for n, yes in enumerate(self.reverse) if yes))
+
+
+def output_shapes(inputs: Inputs) -> Outputs:
     """Shapes and dtypes of all that the forward kernel can return."""
     (T, B, _), P = inputs.xs.shape, inputs.state.h.shape[-1]
     H, dtype = inputs.state.c.shape[-1], inputs.xs.dtype
@@ -88,6 +120,20 @@ def output_shapes(call: Call, inputs: Inputs) -> Outputs:
         tape=jax.ShapeDtypeStruct((T, -(-H // W), B, entries * W), float32),
         entering=jax.ShapeDtypeStruct((T, B, P), dtype),
     )
+
+
+def has_controls(inputs: Inputs) -> bool:
+    """Whether the h that enters a step may be another than the output before."""
+    return inputs.valid is not None or inputs.reset is not None
+
+
+def split(args: Any, *counts: int) -> list[Any]:
+    """Cuts a list into parts of the given lengths, and the rest."""
+    parts, start = [], 0
+    for count in counts:
+        parts.append(args[start : start + count])
+        start += count
+    return [*parts, args[start:]]
 
 
 def _operands(inputs: Inputs) -> list[Array]:
@@ -114,44 +160,74 @@ def _or_empty(array: Array | None, dtype: Any) -> Array:
     return jnp.zeros((0,), dtype) if array is None else array
 
 
+def _empty(dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((0,), dtype)
+
+
 def run(*leaves: Array, call: Call) -> list[Array]:
     """The forward kernel."""
-    inputs = call.inputs(leaves)
-    shapes = [
-        shape if name in ("h", "c", *call.emit) else _empty(shape.dtype)
-        for name, shape in output_shapes(call, inputs)._asdict().items()
-    ]
+    shapes, operands = [], []
+    for inputs, names in zip(call.inputs(leaves), call.emit, strict=True):
+        operands += _operands(inputs)
+        shapes += [
+            shape if name in ("h", "c", *names) else _empty(shape.dtype)
+            for name, shape in output_shapes(inputs)._asdict().items()
+        ]
     kernel = jax.ffi.ffi_call(library.FORWARD, shapes)
-    outputs = Outputs(*kernel(*_operands(inputs), reverse=np.bool_(call.reverse)))
-    return [getattr(outputs, name) for name in call.emit]
+    results = kernel(*operands, reverse=call.reverse_bits)
+    size = len(Outputs._fields)
+    return call.emitted(
+        Outputs(*results[n : n + size]) for n in range(0, len(results), size)
+    )
 
 
 def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
     """The backward kernel: the gradients of the inputs that ``which`` says.
 
-    The arguments are the inputs, the tape, the h that entered the steps (or without
-    controls ys), and the cotangents of ``call.emit``.
+    The arguments are the inputs; for each direction the tape and the h that entered the
+    steps (or without controls ys); and the cotangents of ``call.emit``.
     """
-    leaves, (tape, hidden), given = split(args, call.leaves, 2)
-    inputs = call.inputs(leaves)
-    cotangents = Outputs(**dict(zip(call.emit, given, strict=True)))
-    controlled = has_controls(inputs)
-    dtype = inputs.xs.dtype
+    leaves, saved, given = split(args, call.leaves, call.saved)
+    wanted = call.inputs(
+        leaf if want else None for leaf, want in zip(leaves, which, strict=True)
+    )
+    inputs, cotangents = call.inputs(leaves), call.outputs(given)
+    operands, shapes = [], []
+    for n, one in enumerate(inputs):
+        operands += _operands(one)
+        operands += _backward_operands(one, *saved[2 * n : 2 * n + 2], cotangents[n])
+        shapes += _backward_shapes(wanted[n], one.xs.dtype)
+    kernel = jax.ffi.ffi_call(library.BACKWARD, shapes)
+    results = kernel(*operands, reverse=call.reverse_bits)
+    size = len(results) // len(inputs)
+    grads = tuple(
+        _as_inputs(one, *results[n * size : (n + 1) * size])
+        for n, one in enumerate(inputs)
+    )
+    return [
+        leaf for leaf, want in zip(jax.tree.leaves(grads), which, strict=True) if want
+    ]
+
+
+def _backward_operands(
+    inputs: Inputs, tape: Array, hidden: Array, cotangents: Outputs
+) -> list[Array]:
+    controlled, dtype = has_controls(inputs), inputs.xs.dtype
     empty = _or_empty(None, dtype)
-    (B, P), H = inputs.state.h.shape, inputs.state.c.shape[-1]
-    d_h, d_c = cotangents.h, cotangents.c
-    saved = [
+    (h, c), d_h, d_c = inputs.state, cotangents.h, cotangents.c
+    return [
         empty if controlled else hidden,
         hidden if controlled else empty,
         tape,
         _or_empty(cotangents.ys, dtype),
         _or_empty(cotangents.cs, jnp.float32),
-        jnp.zeros((B, P), dtype) if d_h is None else d_h,
-        jnp.zeros((B, H), jnp.float32) if d_c is None else d_c,
+        jnp.zeros_like(h) if d_h is None else d_h,
+        jnp.zeros_like(c) if d_c is None else d_c,
     ]
-    wanted = call.inputs(
-        leaf if want else None for leaf, want in zip(leaves, which, strict=True)
-    )
+
+
+def _backward_shapes(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """The results of the backward kernel, empty where nobody wants them."""
     reset_h, reset_c = wanted.reset_state or (None, None)
     results = [
         (wanted.xs, dtype),
@@ -164,21 +240,23 @@ def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
         (reset_h, dtype),
         (reset_c, jnp.float32),
     ]
-    shapes = [
+    return [
         _empty(dtype) if leaf is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for leaf, dtype in results
     ]
-    kernel = jax.ffi.ffi_call(library.BACKWARD, shapes)
-    operands = _operands(inputs) + saved
-    xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c = kernel(
-        *operands, reverse=np.bool_(call.reverse)
-    )
-    grads = Inputs(
+
+
+def _as_inputs(
+    inputs, xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c
+) -> Inputs:
+    """Gradients in the structure of ``inputs``."""
+    params = inputs.params
+    return Inputs(
         LSTMParams(
             kernel,
             recurrent,
-            None if inputs.params.bias is None else bias,
-            None if inputs.params.projection_kernel is None else projection,
+            None if params.bias is None else bias,
+            None if params.projection_kernel is None else projection,
         ),
         xs,
         LSTMState(h, c),
@@ -186,62 +264,48 @@ def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
         inputs.reset,
         None if inputs.reset_state is None else LSTMState(reset_h, reset_c),
     )
-    return [
-        leaf for leaf, want in zip(jax.tree.leaves(grads), which, strict=True) if want
-    ]
-
-
-def _empty(dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((0,), dtype)
-
-
-def has_controls(inputs: Inputs) -> bool:
-    """Whether the h that enters a step may be another than the output before."""
-    return inputs.valid is not None or inputs.reset is not None
-
-
-def split(args: Any, *counts: int) -> list[Any]:
-    """Cuts a list into parts of the given lengths, and the rest."""
-    parts, start = [], 0
-    for count in counts:
-        parts.append(args[start : start + count])
-        start += count
-    return [*parts, args[start:]]
 
 
 def reference_run(*leaves: Array, call: Call) -> list[Array]:
     """What :func:`run` returns, by the reference; nothing needs its tape."""
-    inputs = call.inputs(leaves)
+    return call.emitted(
+        _reference_one(call.cell, inputs, reverse)
+        for inputs, reverse in zip(call.inputs(leaves), call.reverse, strict=True)
+    )
+
+
+def _reference_one(cell: LSTMCell, inputs: Inputs, reverse: bool) -> Outputs:
     xs, valid = inputs.xs, inputs.valid
     if valid is not None:
         xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
     widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
     xs, state, reset_state = jax.tree.map(widen, (xs, inputs.state, inputs.reset_state))
     (h, c), states = xla.run(
-        call.cell,
+        cell,
         inputs.params,
         xs,
         state,
         xla.Controls(valid, inputs.reset, reset_state),
-        reverse=call.reverse,
+        reverse=reverse,
         emit_states=True,
     )
     outputs = Outputs(states.h, states.c, h, c)
-    shapes = output_shapes(call, inputs)
-    return [
-        jnp.zeros(shape.shape, shape.dtype) if out is None else out.astype(shape.dtype)
-        for name, shape, out in zip(Outputs._fields, shapes, outputs, strict=True)
-        if name in call.emit
-    ]
+    return Outputs(
+        *(
+            jnp.zeros(shape.shape, shape.dtype)
+            if out is None
+            else out.astype(shape.dtype)
+            for shape, out in zip(output_shapes(inputs), outputs, strict=True)
+        )
+    )
 
 
 def reference_tangent(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
     """The tangents of ``call.emit`` for those of the inputs that ``which`` says.
 
-    The arguments are the inputs, two that were saved and are not needed here, and the
-    tangents.
+    The arguments are the inputs, what was saved (not needed here), and the tangents.
     """
-    leaves, _, tangents = split(args, call.leaves, 2)
+    leaves, _, tangents = split(args, call.leaves, call.saved)
     function, primals = _function_of(leaves, call, which)
     return jax.jvp(function, primals, tuple(tangents))[1]
 
@@ -250,7 +314,7 @@ def reference_pullback(
     *args: Array, call: Call, which: tuple[bool, ...]
 ) -> list[Array]:
     """What :func:`pullback` returns, by the reference."""
-    leaves, _, cotangents = split(args, call.leaves, 2)
+    leaves, _, cotangents = split(args, call.leaves, call.saved)
     function, primals = _function_of(leaves, call, which)
     return list(jax.vjp(function, *primals)[1](list(cotangents)))
 

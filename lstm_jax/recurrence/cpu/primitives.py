@@ -1,6 +1,7 @@
 """The kernels as primitives of JAX, with a rule for every transform.
 
-Three of them, on the leaves of :class:`lstm_jax.recurrence.cpu.native.Inputs`:
+Three of them, on the leaves of the :class:`lstm_jax.recurrence.cpu.native.Inputs` of
+one direction or of two:
 
 * ``run_p``: the forward pass.
 * ``tangent_p``: its tangents, linear in the tangents of the inputs. Reverse mode
@@ -28,11 +29,10 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from lstm_jax.recurrence.cpu import native
-from lstm_jax.recurrence.cpu.native import Call, Inputs, Outputs
+from lstm_jax.recurrence.cpu.native import DIFFERENTIABLE, Call, Inputs, Outputs
 
-# Where an output has its batch axis, and the outputs that have tangents.
+# Where an output has its batch axis.
 _OUTPUT_AXES = Outputs(ys=1, cs=1, h=0, c=0, tape=2, entering=1)
-_DIFFERENTIABLE = ("ys", "cs", "h", "c")
 
 
 def _primitive(name: str, kernel: Callable | None, reference: Callable) -> Primitive:
@@ -61,10 +61,9 @@ tangent_p = _primitive("lstm_tangent", None, native.reference_tangent)
 pullback_p = _primitive("lstm_pullback", native.pullback, native.reference_pullback)
 
 
-def run(inputs: Inputs, call: Call) -> Outputs:
+def run(inputs: tuple[Inputs, ...], call: Call) -> list[Outputs]:
     """Runs the kernel; fields that ``call.emit`` does not name are None."""
-    outputs = run_p.bind(*jax.tree.leaves(inputs), call=call)
-    return Outputs(**dict(zip(call.emit, outputs, strict=True)))
+    return call.outputs(run_p.bind(*jax.tree.leaves(inputs), call=call))
 
 
 # Shapes. Every input varies over the same axes of shard_map, and so do the outputs.
@@ -72,12 +71,9 @@ def run(inputs: Inputs, call: Call) -> Outputs:
 
 def _output_avals(call: Call, leaves: Any) -> list[Any]:
     inputs = call.inputs(leaves)
-    shapes = native.output_shapes(call, inputs)._asdict()
-    like = inputs.state.h
-    return [
-        like.update(shape=shapes[name].shape, dtype=shapes[name].dtype)
-        for name in call.emit
-    ]
+    like: Any = inputs[0].state.h
+    shapes = call.emitted(map(native.output_shapes, inputs))
+    return [like.update(shape=shape.shape, dtype=shape.dtype) for shape in shapes]
 
 
 @run_p.def_abstract_eval
@@ -104,51 +100,67 @@ def _is_zero(tangent: Any) -> bool:
 
 def _run_jvp(primals, tangents, *, call):
     inputs = call.inputs(primals)
-    hidden = "entering" if native.has_controls(inputs) else "ys"
-    wanted = {*call.emit, "tape", hidden}
-    emit = tuple(name for name in Outputs._fields if name in wanted)
-    outputs = run(inputs, dataclasses.replace(call, emit=emit))
-    which = tuple(not _is_zero(tangent) for tangent in tangents)
-    moving = tuple(name for name in call.emit if name in _DIFFERENTIABLE)
+    hidden = ["entering" if native.has_controls(one) else "ys" for one in inputs]
+    wanted = tuple(
+        tuple(name for name in Outputs._fields if name in {*names, "tape", entered})
+        for names, entered in zip(call.emit, hidden, strict=True)
+    )
+    outputs = run(inputs, dataclasses.replace(call, emit=wanted))
+    saved = [
+        array
+        for one, entered in zip(outputs, hidden, strict=True)
+        for array in (one.tape, getattr(one, entered))
+    ]
+    moving = tuple(
+        tuple(name for name in names if name in DIFFERENTIABLE) for names in call.emit
+    )
+    d_call = dataclasses.replace(call, emit=moving)
     d_outputs = tangent_p.bind(
         *primals,
-        outputs.tape,
-        getattr(outputs, hidden),
+        *saved,
         *(tangent for tangent in tangents if not _is_zero(tangent)),
-        call=dataclasses.replace(call, emit=moving),
-        which=which,
+        call=d_call,
+        which=tuple(not _is_zero(tangent) for tangent in tangents),
     )
-    d_outputs = dict(zip(moving, d_outputs, strict=True))
-    outs = [getattr(outputs, name) for name in call.emit]
+    outs = call.emitted(outputs)
     # What was saved is a function of the inputs too, but whoever reads it does so
     # together with the inputs, and differentiates by those.
-    zeros = [ad.Zero(jax.typeof(out).to_tangent_aval()) for out in outs]
-    return outs, [
-        d_outputs.get(name, zero) for name, zero in zip(call.emit, zeros, strict=True)
+    d_outs = [
+        ad.Zero(jax.typeof(out).to_tangent_aval()) if d_out is None else d_out
+        for out, d_out in zip(
+            outs, call.emitted(d_call.outputs(d_outputs)), strict=True
+        )
     ]
+    return outs, d_outs
 
 
 def _tangent_transpose(cotangents, *args, call, which):
-    primals, saved, tangents = native.split(args, call.leaves, 2)
-    given = {
-        name: cotangent
-        for name, cotangent in zip(call.emit, cotangents, strict=True)
-        if not isinstance(cotangent, ad.Zero)
-    }
-    nothing = [None] * (call.leaves + 2)
-    if not given:
+    primals, saved, tangents = native.split(args, call.leaves, call.saved)
+    given = [not isinstance(cotangent, ad.Zero) for cotangent in cotangents]
+    nothing = [None] * (call.leaves + call.saved)
+    if not any(given):
         return nothing + [None] * len(tangents)
     grads = pullback_p.bind(
         *primals,
         *saved,
-        *given.values(),
-        call=dataclasses.replace(call, emit=tuple(given)),
+        *_chosen(cotangents, given),
+        call=_emitting(call, given),
         which=which,
     )
     return nothing + [
         grad if ad.is_undefined_primal(tangent) else None
         for grad, tangent in zip(grads, tangents, strict=True)
     ]
+
+
+def _emitting(call: Call, which: Sequence[bool]) -> Call:
+    """The call that emits some of what ``call`` does."""
+    flags = call.outputs(which)
+    emit = tuple(
+        tuple(name for name in names if getattr(one, name))
+        for names, one in zip(call.emit, flags, strict=True)
+    )
+    return dataclasses.replace(call, emit=emit)
 
 
 def _reference_jvp(reference: Callable, primals, tangents, **params):
@@ -183,9 +195,9 @@ ad.primitive_transposes[tangent_p] = _tangent_transpose
 
 def _leaf_axes(call: Call) -> list[int | None]:
     """Where each input has its batch axis; None for weights."""
-    inputs = call.inputs(range(call.leaves))
-    weights = set(jax.tree.leaves(inputs.params))
-    steps = {inputs.xs, inputs.valid, inputs.reset}
+    numbers = call.inputs(range(call.leaves))
+    weights = set(jax.tree.leaves([one.params for one in numbers]))
+    steps = {n for one in numbers for n in (one.xs, one.valid, one.reset)}
     return [
         None if n in weights else 1 if n in steps else 0 for n in range(call.leaves)
     ]
@@ -196,7 +208,11 @@ def _chosen(values: Sequence[Any], which: Sequence[bool]) -> list[Any]:
 
 
 def _emit_axes(call: Call) -> list[int]:
-    return [getattr(_OUTPUT_AXES, name) for name in call.emit]
+    return call.emitted([_OUTPUT_AXES] * len(call.emit))
+
+
+def _saved_axes(call: Call) -> list[int]:
+    return [_OUTPUT_AXES.tape, _OUTPUT_AXES.ys] * len(call.emit)
 
 
 def _run_axes(call):
@@ -205,12 +221,12 @@ def _run_axes(call):
 
 def _tangent_axes(call, which):
     leaves = _leaf_axes(call)
-    return [*leaves, 2, 1, *_chosen(leaves, which)], _emit_axes(call)
+    return [*leaves, *_saved_axes(call), *_chosen(leaves, which)], _emit_axes(call)
 
 
 def _pullback_axes(call, which):
     leaves = _leaf_axes(call)
-    return [*leaves, 2, 1, *_emit_axes(call)], _chosen(leaves, which)
+    return [*leaves, *_saved_axes(call), *_emit_axes(call)], _chosen(leaves, which)
 
 
 def _batch(primitive: Primitive, axes: Callable, args, dims, **params):
@@ -279,8 +295,7 @@ def _run_dce(used, *rest):
     equation = rest[-1]
     if not any(used):
         return [False] * len(equation.invars), None
-    call = equation.params["call"]
-    call = dataclasses.replace(call, emit=tuple(_chosen(call.emit, used)))
+    call = _emitting(equation.params["call"], used)
     outvars = _chosen(equation.outvars, used)
     equation = equation.replace(outvars=outvars, params={"call": call})
     return [True] * len(equation.invars), equation

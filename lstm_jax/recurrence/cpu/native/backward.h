@@ -40,18 +40,16 @@ class Backward {
         d_recurrent_(p_.d_recurrent, s_.outputs, 4 * s_.units),
         d_projection_(p_.d_projection, s_.units, s_.outputs) {}
 
-  void Run(Crew& crew) {
+  // Takes scratch memory; the work itself is the job.
+  Job Prepare() {
     Carver measure(nullptr);
     Carve(measure);
-    Scratch scratch(measure.used());
-    Carver carver(scratch.data());
+    Carver carver(scratch_.Reserve(measure.used()));
     Carve(carver);
-    crew.Run(
-        threads_,
-        [](void* self, int rank, Team& team) {
-          static_cast<Backward*>(self)->Body(rank, team);
-        },
-        this);
+    const auto body = [](void* self, int rank, Team& team) {
+      static_cast<Backward*>(self)->Body(rank, team);
+    };
+    return {threads_, body, this};
   }
 
  private:
@@ -451,6 +449,7 @@ class Backward {
   const Sizes& s_;
   const Steps<Scalar> steps_;
   const int threads_;
+  Scratch scratch_;
   const int64_t blocks_;         // of units
   const int64_t panels_;         // of gates
   const int64_t unit_panels_;    // of units

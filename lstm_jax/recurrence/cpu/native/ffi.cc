@@ -94,24 +94,32 @@ constexpr DataType kType = DataType::F32;
 template <>
 constexpr DataType kType<BFloat16> = DataType::BF16;
 
+// Buffers of one direction; a call has those of one direction after those of the other.
+class Buffers {
+ public:
+  Buffers(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, size_t first_arg,
+          size_t first_ret)
+      : args_(args), rets_(rets), first_arg_(first_arg), first_ret_(first_ret) {}
+
+  AnyBuffer Arg(size_t n) const { return *args_.get<AnyBuffer>(first_arg_ + n); }
+  AnyBuffer Ret(size_t n) const { return **rets_.get<AnyBuffer>(first_ret_ + n); }
+
+ private:
+  const ffi::RemainingArgs& args_;
+  const ffi::RemainingRets& rets_;
+  size_t first_arg_;
+  size_t first_ret_;
+};
+
 // What both passes are given.
 struct Inputs {
   AnyBuffer xs, kernel, recurrent, bias, projection, h, c, valid, reset, reset_h,
       reset_c;
 };
 
-AnyBuffer Arg(const ffi::RemainingArgs& args, size_t n) {
-  return *args.get<AnyBuffer>(n);
-}
-
-ffi::Result<AnyBuffer> Ret(const ffi::RemainingRets& rets, size_t n) {
-  return *rets.get<AnyBuffer>(n);
-}
-
-Inputs InputsOf(const ffi::RemainingArgs& args) {
-  return {Arg(args, 0), Arg(args, 1), Arg(args, 2), Arg(args, 3),
-          Arg(args, 4), Arg(args, 5), Arg(args, 6), Arg(args, 7),
-          Arg(args, 8), Arg(args, 9), Arg(args, 10)};
+Inputs InputsOf(const Buffers& b) {
+  return {b.Arg(0), b.Arg(1), b.Arg(2), b.Arg(3), b.Arg(4), b.Arg(5),
+          b.Arg(6), b.Arg(7), b.Arg(8), b.Arg(9), b.Arg(10)};
 }
 
 // Fills the fields that both problems have.
@@ -149,140 +157,132 @@ void CheckInputs(const Inputs& in, bool reverse, Checker& check, Problem& p) {
                 "lstm_jax: reset needs a reset state.");
 }
 
-template <class Problem>
-ffi::Error RunOnPool(const Checker& check, const Problem& problem,
-                     ffi::ThreadPool threads, void (*kernel)(const Problem&, Crew&)) {
-  if (check.failed()) return check.Result();
+int64_t Blocks(int64_t units) {
+  const int64_t width = BestKernels().width;
+  return (units + width - 1) / width;
+}
+
+template <class Scalar>
+void CheckForward(const Buffers& buffers, bool reverse, Checker& check,
+                  ForwardProblem<Scalar>& p) {
+  CheckInputs(InputsOf(buffers), reverse, check, p);
+  const Sizes& s = p.sizes;
+  constexpr DataType kScalar = kType<Scalar>;
+  constexpr DataType kFloat = DataType::F32;
+  const int64_t T = s.steps, B = s.rows, H = s.units, P = s.outputs;
+  const int64_t W = kTapeEntries<Scalar> * BestKernels().width;
+  p.ys = check.Check<Scalar>("ys", buffers.Ret(0), kScalar, {T, B, P}, true);
+  p.cs = check.Check<float>("cs", buffers.Ret(1), kFloat, {T, B, H}, true);
+  p.last_h = check.Check<Scalar>("last h", buffers.Ret(2), kScalar, {B, P});
+  p.last_c = check.Check<float>("last c", buffers.Ret(3), kFloat, {B, H});
+  p.tape =
+      check.Check<float>("tape", buffers.Ret(4), kFloat, {T, Blocks(H), B, W}, true);
+  p.entering =
+      check.Check<Scalar>("entering h", buffers.Ret(5), kScalar, {T, B, P}, true);
+  if (check.failed()) return;
+  for (size_t n = 0; n < 6; ++n) {
+    PreferHugePages(buffers.Ret(n).untyped_data(), buffers.Ret(n).size_bytes());
+  }
+}
+
+template <class Scalar>
+void CheckBackward(const Buffers& buffers, bool reverse, Checker& check,
+                   BackwardProblem<Scalar>& p) {
+  CheckInputs(InputsOf(buffers), reverse, check, p);
+  const Sizes& s = p.sizes;
+  constexpr DataType kScalar = kType<Scalar>;
+  constexpr DataType kFloat = DataType::F32;
+  const int64_t T = s.steps, B = s.rows, I = s.inputs, H = s.units, P = s.outputs;
+  const int64_t W = kTapeEntries<Scalar> * BestKernels().width;
+  const auto arg = [&](size_t n) { return buffers.Arg(11 + n); };
+  p.ys = check.Check<Scalar>("ys", arg(0), kScalar, {T, B, P}, true);
+  p.entering = check.Check<Scalar>("entering h", arg(1), kScalar, {T, B, P}, true);
+  check.Require(p.entering || (p.ys && !p.controls.valid && !p.controls.reset),
+                "lstm_jax: expected ys, or with controls the h that enter the steps.");
+  p.tape = check.Check<float>("tape", arg(2), kFloat, {T, Blocks(H), B, W});
+  p.d_ys = check.Check<Scalar>("d_ys", arg(3), kScalar, {T, B, P}, true);
+  p.d_cs = check.Check<float>("d_cs", arg(4), kFloat, {T, B, H}, true);
+  p.d_last_h = check.Check<Scalar>("d_last_h", arg(5), kScalar, {B, P});
+  p.d_last_c = check.Check<float>("d_last_c", arg(6), kFloat, {B, H});
+  const auto ret = [&](size_t n) { return buffers.Ret(n); };
+  p.d_xs = check.Check<Scalar>("d_xs", ret(0), kScalar, {T, B, I}, true);
+  p.d_kernel = check.Check<Scalar>("d_kernel", ret(1), kScalar, {I, 4 * H}, true);
+  p.d_recurrent =
+      check.Check<Scalar>("d_recurrent_kernel", ret(2), kScalar, {P, 4 * H}, true);
+  p.d_bias = check.Check<Scalar>("d_bias", ret(3), kScalar, {4 * H}, true);
+  p.d_projection =
+      check.Check<Scalar>("d_projection_kernel", ret(4), kScalar, {H, P}, true);
+  check.Require(s.projected || !p.d_projection, "lstm_jax: there is no projection.");
+  p.d_h = check.Check<Scalar>("d_h", ret(5), kScalar, {B, P}, true);
+  p.d_c = check.Check<float>("d_c", ret(6), kFloat, {B, H}, true);
+  p.d_reset_h = check.Check<Scalar>("d_reset_h", ret(7), kScalar, {B, P}, true);
+  p.d_reset_c = check.Check<float>("d_reset_c", ret(8), kFloat, {B, H}, true);
+}
+
+// Checks all directions of a call, and runs them. Bit n of `reverse` is direction n's.
+template <size_t kArgs, size_t kRets, class Problem>
+ffi::Error RunChecked(ffi::ThreadPool threads, int64_t reverse,
+                      const ffi::RemainingArgs& args, const ffi::RemainingRets& rets,
+                      void (*check_problem)(const Buffers&, bool, Checker&, Problem&),
+                      void (*kernel)(const Problem*, int, Crew&)) {
+  const size_t count = args.size() / kArgs;
+  Problem problems[kMostProblems] = {};
+  for (size_t n = 0; n < count; ++n) {
+    Checker check;
+    const Buffers buffers(args, rets, n * kArgs, n * kRets);
+    check_problem(buffers, reverse >> n & 1, check, problems[n]);
+    if (check.failed()) return check.Result();
+  }
   XlaPool pool(std::move(threads));
   Crew crew(&pool, ThreadLimit(Available(pool)));
   try {
-    kernel(problem, crew);
+    kernel(problems, static_cast<int>(count), crew);
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "lstm_jax: out of memory.");
   }
   return ffi::Error::Success();
 }
 
-int64_t Blocks(int64_t units) {
-  const int64_t width = BestKernels().width;
-  return (units + width - 1) / width;
-}
-
-struct ForwardOutputs {
-  AnyBuffer ys, cs, last_h, last_c, tape, entering;
-};
-
-template <class Scalar>
-ffi::Error ForwardAs(ffi::ThreadPool threads, bool reverse, const Inputs& in,
-                     const ForwardOutputs& out,
-                     void (*kernel)(const ForwardProblem<Scalar>&, Crew&)) {
-  Checker check;
-  ForwardProblem<Scalar> p = {};
-  CheckInputs(in, reverse, check, p);
-  const Sizes& s = p.sizes;
-  constexpr DataType kScalar = kType<Scalar>;
-  constexpr DataType kFloat = DataType::F32;
-  const int64_t T = s.steps, B = s.rows, H = s.units, P = s.outputs;
-  p.ys = check.Check<Scalar>("ys", out.ys, kScalar, {T, B, P}, true);
-  p.cs = check.Check<float>("cs", out.cs, kFloat, {T, B, H}, true);
-  p.last_h = check.Check<Scalar>("last h", out.last_h, kScalar, {B, P});
-  p.last_c = check.Check<float>("last c", out.last_c, kFloat, {B, H});
-  p.tape =
-      check.Check<float>("tape", out.tape, kFloat,
-                         {T, Blocks(H), B, kTapeEntries<Scalar> * BestKernels().width}, true);
-  p.entering =
-      check.Check<Scalar>("entering h", out.entering, kScalar, {T, B, P}, true);
-  return RunOnPool(check, p, std::move(threads), kernel);
-}
-
-ffi::Error ForwardImpl(ffi::ThreadPool threads, bool reverse, ffi::RemainingArgs args,
-                       ffi::RemainingRets rets) {
-  const Inputs in = InputsOf(args);
-  const ForwardOutputs out = {*Ret(rets, 0), *Ret(rets, 1), *Ret(rets, 2),
-                              *Ret(rets, 3), *Ret(rets, 4), *Ret(rets, 5)};
-  const Kernels& best = BestKernels();
-  if (in.xs.element_type() == DataType::BF16) {
-    return ForwardAs(std::move(threads), reverse, in, out, best.forward_bf16);
-  }
-  return ForwardAs(std::move(threads), reverse, in, out, best.forward_f32);
-}
-
-struct Saved {
-  AnyBuffer ys, entering, tape, d_ys, d_cs, d_last_h, d_last_c;
-};
-
-struct BackwardOutputs {
-  AnyBuffer xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c;
-};
-
-template <class Scalar>
-ffi::Error BackwardAs(ffi::ThreadPool threads, bool reverse, const Inputs& in,
-                      const Saved& saved, const BackwardOutputs& out,
-                      void (*kernel)(const BackwardProblem<Scalar>&, Crew&)) {
-  Checker check;
-  BackwardProblem<Scalar> p = {};
-  CheckInputs(in, reverse, check, p);
-  const Sizes& s = p.sizes;
-  constexpr DataType kScalar = kType<Scalar>;
-  constexpr DataType kFloat = DataType::F32;
-  const int64_t T = s.steps, B = s.rows, I = s.inputs, H = s.units, P = s.outputs;
-  p.ys = check.Check<Scalar>("ys", saved.ys, kScalar, {T, B, P}, true);
-  p.entering =
-      check.Check<Scalar>("entering h", saved.entering, kScalar, {T, B, P}, true);
-  check.Require(p.entering || (p.ys && !p.controls.valid && !p.controls.reset),
-                "lstm_jax: expected ys, or with controls the h that enter the steps.");
-  p.tape = check.Check<float>("tape", saved.tape, kFloat,
-                              {T, Blocks(H), B, kTapeEntries<Scalar> * BestKernels().width});
-  p.d_ys = check.Check<Scalar>("d_ys", saved.d_ys, kScalar, {T, B, P}, true);
-  p.d_cs = check.Check<float>("d_cs", saved.d_cs, kFloat, {T, B, H}, true);
-  p.d_last_h = check.Check<Scalar>("d_last_h", saved.d_last_h, kScalar, {B, P});
-  p.d_last_c = check.Check<float>("d_last_c", saved.d_last_c, kFloat, {B, H});
-  p.d_xs = check.Check<Scalar>("d_xs", out.xs, kScalar, {T, B, I}, true);
-  p.d_kernel = check.Check<Scalar>("d_kernel", out.kernel, kScalar, {I, 4 * H}, true);
-  p.d_recurrent = check.Check<Scalar>("d_recurrent_kernel", out.recurrent, kScalar,
-                                      {P, 4 * H}, true);
-  p.d_bias = check.Check<Scalar>("d_bias", out.bias, kScalar, {4 * H}, true);
-  p.d_projection =
-      check.Check<Scalar>("d_projection_kernel", out.projection, kScalar, {H, P}, true);
-  check.Require(s.projected || !p.d_projection, "lstm_jax: there is no projection.");
-  p.d_h = check.Check<Scalar>("d_h", out.h, kScalar, {B, P}, true);
-  p.d_c = check.Check<float>("d_c", out.c, kFloat, {B, H}, true);
-  p.d_reset_h = check.Check<Scalar>("d_reset_h", out.reset_h, kScalar, {B, P}, true);
-  p.d_reset_c = check.Check<float>("d_reset_c", out.reset_c, kFloat, {B, H}, true);
-  return RunOnPool(check, p, std::move(threads), kernel);
-}
-
-ffi::Error BackwardImpl(ffi::ThreadPool threads, bool reverse, ffi::RemainingArgs args,
-                        ffi::RemainingRets rets) {
-  const Inputs in = InputsOf(args);
-  const Saved saved = {Arg(args, 11), Arg(args, 12), Arg(args, 13), Arg(args, 14),
-                       Arg(args, 15), Arg(args, 16), Arg(args, 17)};
-  const BackwardOutputs out = {*Ret(rets, 0), *Ret(rets, 1), *Ret(rets, 2),
-                               *Ret(rets, 3), *Ret(rets, 4), *Ret(rets, 5),
-                               *Ret(rets, 6), *Ret(rets, 7), *Ret(rets, 8)};
-  const Kernels& best = BestKernels();
-  if (in.xs.element_type() == DataType::BF16) {
-    return BackwardAs(std::move(threads), reverse, in, saved, out, best.backward_bf16);
-  }
-  return BackwardAs(std::move(threads), reverse, in, saved, out, best.backward_f32);
-}
-
 // Refuses a call with another number of buffers before any of them is looked at.
-template <ffi::Error (*kImpl)(ffi::ThreadPool, bool, ffi::RemainingArgs,
-                              ffi::RemainingRets),
-          size_t kArgs, size_t kRets>
-ffi::Error Counted(ffi::ThreadPool threads, bool reverse, ffi::RemainingArgs args,
-                   ffi::RemainingRets rets) {
-  if (args.size() != kArgs || rets.size() != kRets) {
-    return ffi::Error::InvalidArgument("lstm_jax: wrong number of buffers.");
+template <size_t kArgs, size_t kRets>
+bool Counted(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets) {
+  const size_t count = args.size() / kArgs;
+  return count >= 1 && count <= kMostProblems && args.size() == count * kArgs &&
+         rets.size() == count * kRets;
+}
+
+const char kWrongCount[] = "lstm_jax: wrong number of buffers.";
+
+ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse, ffi::RemainingArgs args,
+                       ffi::RemainingRets rets) {
+  constexpr size_t kArgs = 11, kRets = 6;
+  if (!Counted<kArgs, kRets>(args, rets)) return ffi::Error::InvalidArgument(kWrongCount);
+  const Kernels& best = BestKernels();
+  if ((*args.get<AnyBuffer>(0)).element_type() == DataType::BF16) {
+    return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
+                                    CheckForward<BFloat16>, best.forward_bf16);
   }
-  return kImpl(std::move(threads), reverse, args, rets);
+  return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
+                                  CheckForward<float>, best.forward_f32);
+}
+
+ffi::Error BackwardCall(ffi::ThreadPool threads, int64_t reverse, ffi::RemainingArgs args,
+                        ffi::RemainingRets rets) {
+  constexpr size_t kArgs = 18, kRets = 9;
+  if (!Counted<kArgs, kRets>(args, rets)) return ffi::Error::InvalidArgument(kWrongCount);
+  const Kernels& best = BestKernels();
+  if ((*args.get<AnyBuffer>(0)).element_type() == DataType::BF16) {
+    return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
+                                    CheckBackward<BFloat16>, best.backward_bf16);
+  }
+  return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
+                                  CheckBackward<float>, best.backward_f32);
 }
 
 auto Binding() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
-      .Attr<bool>("reverse")
+      .Attr<int64_t>("reverse")
       .RemainingArgs()
       .RemainingRets();
 }
@@ -295,13 +295,8 @@ auto Binding() {
 LSTM_EXPORT XLA_FFI_Error* lstm_jax_forward(XLA_FFI_CallFrame*);
 LSTM_EXPORT XLA_FFI_Error* lstm_jax_backward(XLA_FFI_CallFrame*);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_forward,
-                              (lstm::Counted<lstm::ForwardImpl, 11, 6>),
-                              lstm::Binding());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_backward,
-                              (lstm::Counted<lstm::BackwardImpl, 18, 9>),
-                              lstm::Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_forward, lstm::ForwardCall, lstm::Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_backward, lstm::BackwardCall, lstm::Binding());
 
 // What Python asks.
 LSTM_EXPORT int lstm_jax_width() { return lstm::BestKernels().width; }

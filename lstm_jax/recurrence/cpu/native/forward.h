@@ -31,18 +31,16 @@ class Forward {
         output_lanes_(Lanes<Scalar>(s_.outputs)),
         block_steps_(ShareRows(s_, threads_) ? 1 : BlockSteps(s_, kProjectedRows)) {}
 
-  void Run(Crew& crew) {
+  // Takes scratch memory; the work itself is the job.
+  Job Prepare() {
     Carver measure(nullptr);
     Carve(measure);
-    Scratch scratch(measure.used());
-    Carver carver(scratch.data());
+    Carver carver(scratch_.Reserve(measure.used()));
     Carve(carver);
-    crew.Run(
-        threads_,
-        [](void* self, int rank, Team& team) {
-          static_cast<Forward*>(self)->Body(rank, team);
-        },
-        this);
+    const auto body = [](void* self, int rank, Team& team) {
+      static_cast<Forward*>(self)->Body(rank, team);
+    };
+    return {threads_, body, this};
   }
 
  private:
@@ -351,6 +349,7 @@ class Forward {
   const Sizes& s_;
   const Steps<Scalar> steps_;
   const int threads_;
+  Scratch scratch_;
   const int64_t blocks_;         // of units
   const int64_t panels_;         // of gates
   const int64_t output_panels_;  // of h

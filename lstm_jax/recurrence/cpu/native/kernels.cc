@@ -10,14 +10,35 @@ namespace lstm {
 namespace LSTM_ISA {
 namespace {
 
-template <class Scalar>
-void RunForward(const ForwardProblem<Scalar>& problem, Crew& crew) {
-  Forward<Scalar>(problem, crew.limit()).Run(crew);
+// Two directions whose weights stay in the caches of one core each run side by side, and
+// need not wait for each other. Others run one after the other, on all cores.
+constexpr int64_t kSideBySide = 3 << 20;
+
+template <class Pass, class Problem>
+void RunAll(const Problem* problems, int count, Crew& crew) {
+  const Sizes& s = problems[0].sizes;
+  const int64_t bytes = 4 * sizeof(*problems[0].xs) * s.units * (s.inputs + s.outputs);
+  if (count == 2 && crew.limit() > 1 && bytes <= kSideBySide) {
+    Pass first(problems[0], crew.limit() / 2), second(problems[1], crew.limit() / 2);
+    const Job jobs[] = {first.Prepare(), second.Prepare()};
+    crew.Run(jobs, 2);
+    return;
+  }
+  for (int n = 0; n < count; ++n) {
+    Pass pass(problems[n], crew.limit());
+    const Job job = pass.Prepare();
+    crew.Run(&job, 1);
+  }
 }
 
 template <class Scalar>
-void RunBackward(const BackwardProblem<Scalar>& problem, Crew& crew) {
-  Backward<Scalar>(problem, crew.limit()).Run(crew);
+void RunForward(const ForwardProblem<Scalar>* problems, int count, Crew& crew) {
+  RunAll<Forward<Scalar>>(problems, count, crew);
+}
+
+template <class Scalar>
+void RunBackward(const BackwardProblem<Scalar>* problems, int count, Crew& crew) {
+  RunAll<Backward<Scalar>>(problems, count, crew);
 }
 
 template <class Function>

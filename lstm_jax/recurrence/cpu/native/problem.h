@@ -92,16 +92,19 @@ struct BackwardProblem {
   float* d_reset_c;
 };
 
+constexpr int kMostProblems = 2;
+
 class Crew;
 
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
   int width;  // W
-  void (*forward_f32)(const ForwardProblem<float>&, Crew&);
-  void (*backward_f32)(const BackwardProblem<float>&, Crew&);
-  void (*forward_bf16)(const ForwardProblem<BFloat16>&, Crew&);
-  void (*backward_bf16)(const BackwardProblem<BFloat16>&, Crew&);
+  // Each takes one problem, or the two directions of a layer.
+  void (*forward_f32)(const ForwardProblem<float>*, int count, Crew&);
+  void (*backward_f32)(const BackwardProblem<float>*, int count, Crew&);
+  void (*forward_bf16)(const ForwardProblem<BFloat16>*, int count, Crew&);
+  void (*backward_bf16)(const BackwardProblem<BFloat16>*, int count, Crew&);
   void (*sigmoid)(const float* x, float* y, int64_t size);
   void (*tanh)(const float* x, float* y, int64_t size);
 };

@@ -81,21 +81,66 @@ void Team::Barrier() {
   WaitUntil([&] { return generation_.load(std::memory_order_acquire) != generation; });
 }
 
-void Crew::Run(int threads, void (*body)(void*, int, Team&), void* context) {
-  auto team = std::make_shared<Team>(threads);
-  for (int n = 1; n < threads; ++n) {
-    pool_->Schedule([team, body, context, caller = std::this_thread::get_id()] {
-      // A pool that is full runs the task at once, in the thread that hands it over.
-      if (std::this_thread::get_id() == caller) return;
-      const int rank = team->Join();
-      if (rank < 0) return;
-      body(context, rank, *team);
-      team->Barrier();
-    });
+namespace {
+
+// The jobs of one call. Tasks that begin after it is over find that they are late.
+class Jobs {
+ public:
+  Jobs(const Job* jobs, int count) {
+    for (int n = 0; n < count; ++n) entries_.push_back(std::make_unique<Entry>(jobs[n]));
   }
-  body(context, 0, *team);
-  // Nobody works on memory that this thread is about to give back.
-  team->Barrier();
+
+  // Does a whole job, together with those who join, if nobody else has begun it.
+  bool Lead(int n) {
+    Entry& entry = *entries_[n];
+    if (entry.begun.exchange(true, std::memory_order_acq_rel)) return false;
+    entry.job.body(entry.job.context, 0, entry.team);
+    // Nobody works any more on memory that the caller may give back.
+    entry.team.Barrier();
+    entry.done.store(true, std::memory_order_release);
+    return true;
+  }
+
+  void LeadOrJoin(int n) {
+    if (Lead(n)) return;
+    Entry& entry = *entries_[n];
+    const int rank = entry.team.Join();
+    if (rank < 0) return;
+    entry.job.body(entry.job.context, rank, entry.team);
+    entry.team.Barrier();
+  }
+
+  void Wait(int n) {
+    WaitUntil([&] { return entries_[n]->done.load(std::memory_order_acquire); });
+  }
+
+ private:
+  struct Entry {
+    explicit Entry(const Job& job) : job(job), team(job.threads) {}
+    const Job job;
+    Team team;
+    std::atomic<bool> begun{false};
+    std::atomic<bool> done{false};
+  };
+
+  std::vector<std::unique_ptr<Entry>> entries_;
+};
+
+}  // namespace
+
+void Crew::Run(const Job* jobs, int count) {
+  auto all = std::make_shared<Jobs>(jobs, count);
+  for (int n = 0; n < count; ++n) {
+    // The first job has a leader: this thread.
+    for (int k = n == 0 ? 1 : 0; k < jobs[n].threads; ++k) {
+      pool_->Schedule([all, n, caller = std::this_thread::get_id()] {
+        // A pool that is full runs the task at once, in the thread that hands it over.
+        if (std::this_thread::get_id() != caller) all->LeadOrJoin(n);
+      });
+    }
+  }
+  for (int n = 0; n < count; ++n) all->Lead(n);
+  for (int n = 0; n < count; ++n) all->Wait(n);
 }
 
 namespace {
@@ -148,13 +193,15 @@ Block Obtain(size_t bytes) {
 
 }  // namespace
 
-Scratch::Scratch(size_t bytes) {
+char* Scratch::Reserve(size_t bytes) {
   const Block block = Obtain(bytes);
   data_ = block.data;
   bytes_ = block.bytes;
+  return data_;
 }
 
 Scratch::~Scratch() {
+  if (data_ == nullptr) return;
   Kept& kept = TheKept();
   std::lock_guard<std::mutex> lock(kept.mutex);
   // The oldest go first.
@@ -169,6 +216,17 @@ Scratch::~Scratch() {
   }
   kept.blocks.push_back({data_, bytes_});
   kept.bytes += bytes_;
+}
+
+void PreferHugePages(void* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  if (data == nullptr || bytes < 2 * kHugePage) return;
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  // A hint: where it is refused, all works as before.
+  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace lstm

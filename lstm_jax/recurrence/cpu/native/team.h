@@ -66,6 +66,13 @@ class Sharing {
   int64_t first_ = 0;
 };
 
+// `body(context, rank, team)` runs on up to `threads` threads.
+struct Job {
+  int threads;
+  void (*body)(void*, int, Team&);
+  void* context;
+};
+
 // What a kernel runs its work with.
 class Crew {
  public:
@@ -73,8 +80,9 @@ class Crew {
 
   int limit() const { return limit_; }
 
-  // Runs `body(context, rank, team)` on up to `threads` threads, this one being rank 0.
-  void Run(int threads, void (*body)(void*, int, Team&), void* context);
+  // Runs jobs side by side, and returns when all are done. This thread leads the first
+  // of them, and after that those that no other thread has begun.
+  void Run(const Job* jobs, int count);
 
  private:
   Pool* pool_;
@@ -85,17 +93,22 @@ class Crew {
 // Aligned to a cache line; what it holds is not defined.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes);
+  Scratch() = default;
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  char* data() const { return data_; }
+  // To be called once.
+  char* Reserve(size_t bytes);
 
  private:
-  char* data_;
-  size_t bytes_;
+  char* data_ = nullptr;
+  size_t bytes_ = 0;
 };
+
+// Tells the system that a large buffer will be written whole, so that it clears pages of
+// megabytes instead of kilobytes.
+void PreferHugePages(void* data, size_t bytes);
 
 }  // namespace lstm
 
