@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests lstm_jax
+CASES ?= 200
 
 .PHONY: train test peers bench wheel sanitize lint clean
 
@@ -23,21 +24,11 @@ bench: $(VENV)/package.stamp $(VENV)/examples.stamp $(VENV)/peers.stamp
 wheel: | $(BIN)/python
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
-# The kernels without JAX, on random shapes, under the sanitizers. A processor that lacks
-# AVX2 passes over that part.
-SANITIZE := -std=c++17 -O1 -g -ffp-contract=fast -fsanitize=address,undefined \
-  -fno-sanitize-recover=undefined -Ilstm_jax/recurrence/cpu/native
-sanitize:
-	mkdir -p build/sanitize
-	cd build/sanitize && for unit in \
-	  "baseline.o -DLSTM_ISA=baseline -DLSTM_WIDTH=4 -DLSTM_REGISTERS=16" \
-	  "avx2.o -DLSTM_ISA=avx2 -DLSTM_WIDTH=8 -DLSTM_REGISTERS=16 -mavx2 -mfma"; do \
-	  $(CXX) $(subst -I,-I../../,$(SANITIZE)) -o $$unit \
-	    -c ../../lstm_jax/recurrence/cpu/native/kernels.cc || exit 1; done
-	$(CXX) $(SANITIZE) '-DLSTM_ISAS=X(baseline) X(avx2)' -o build/sanitize/test \
-	  build/sanitize/*.o tests/native/kernels_test.cc -pthread \
-	  $(addprefix lstm_jax/recurrence/cpu/native/,team.cc dispatch.cc)
-	build/sanitize/test 100
+# The kernels without JAX, on random shapes, under the sanitizers. What the processor
+# lacks is passed over.
+sanitize: $(VENV)/package.stamp
+	$(BIN)/python hatch_build.py --sanitize build/kernels_test
+	build/kernels_test $(CASES)
 
 lint: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp $(VENV)/lint.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

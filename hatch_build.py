@@ -61,62 +61,81 @@ class NotCompiled(Exception):
     """There are no kernels to be had here; the message says why."""
 
 
+# For the kernels' own test: `python hatch_build.py --sanitize PROGRAM`.
+SANITIZED = (
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-ffp-contract=fast",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+)
+
+
 def compile_library(folder: pathlib.Path, to: pathlib.Path) -> None:
     """Compiles the sources in ``folder`` into the library ``to``.
 
     Raises:
         NotCompiled: if there is no compiler, or it fails.
     """
-    machine = MACHINES.get(platform.machine(), platform.machine())
-    if machine not in INSTRUCTION_SETS or sys.platform not in ("linux", "darwin"):
-        raise NotCompiled(f"there are none for {sys.platform} on {machine}")
+    main = (folder / "ffi.cc", ("-isystem", _headers()))
+    _build(folder, main, to, FLAGS, ("-shared",))
+
+
+def _build(
+    folder: pathlib.Path,
+    main: tuple[pathlib.Path, tuple[str, ...]],
+    to: pathlib.Path,
+    flags: tuple[str, ...],
+    link_flags: tuple[str, ...],
+) -> None:
     compiler = _compiler()
-    sets = INSTRUCTION_SETS[machine]
+    sets = _instruction_sets(compiler)
     names = " ".join(f"X({name})" for name, *_ in sets)
     units = [
-        (
-            "kernels.cc",
-            name,
-            (
-                f"-DLSTM_ISA={name}",
-                f"-DLSTM_WIDTH={width}",
-                f"-DLSTM_REGISTERS={registers}",
-                *flags,
-            ),
-        )
-        for name, width, registers, flags in sets
+        main,
+        (folder / "team.cc", ()),
+        (folder / "dispatch.cc", (f"-DLSTM_ISAS={names}",)),
     ]
-    units += [
-        ("team.cc", "team", ()),
-        ("dispatch.cc", "dispatch", (f"-DLSTM_ISAS={names}",)),
-        ("ffi.cc", "ffi", ("-isystem", _headers())),
-    ]
+    for name, width, registers, set_flags in sets:
+        defines = f"ISA={name}", f"WIDTH={width}", f"REGISTERS={registers}"
+        set_flags += tuple(f"-DLSTM_{define}" for define in defines)
+        units.append((folder / "kernels.cc", set_flags))
     with tempfile.TemporaryDirectory() as scratch:
 
-        def compile_unit(unit):
-            source, name, flags = unit
-            result = pathlib.Path(scratch) / f"{name}.o"
+        def compile_unit(numbered):
+            number, (source, unit_flags) = numbered
+            result = pathlib.Path(scratch) / f"{number}.o"
             _call(
-                [
-                    *compiler,
-                    *FLAGS,
-                    *flags,
-                    "-c",
-                    str(folder / source),
-                    "-o",
-                    str(result),
-                ]
+                [*compiler, *flags, *unit_flags, f"-I{folder}", "-c", str(source)]
+                + ["-o", str(result)]
             )
             return str(result)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_unit, units))
+            objects = list(pool.map(compile_unit, enumerate(units)))
         new = pathlib.Path(scratch) / to.name
-        _call([*compiler, "-shared", *objects, "-o", str(new), "-pthread"])
+        _call(
+            [*compiler, *flags, *link_flags, *objects, "-o", str(new), "-pthread"],
+        )
         # A running program may have the old one mapped: replace it, do not rewrite it.
+        to.parent.mkdir(parents=True, exist_ok=True)
         beside = to.with_suffix(".new")
         shutil.copy(new, beside)
         beside.replace(to)
+
+
+def _instruction_sets(compiler: list[str]) -> list[tuple]:
+    """Those of this machine's kind that the compiler knows."""
+    machine = MACHINES.get(platform.machine(), platform.machine())
+    if machine not in INSTRUCTION_SETS or sys.platform not in ("linux", "darwin"):
+        raise NotCompiled(f"there are none for {sys.platform} on {machine}")
+
+    def known(flags):
+        command = [*compiler, *flags, "-x", "c++", "-E", os.devnull]
+        return not subprocess.run(command, capture_output=True).returncode
+
+    return [one for one in INSTRUCTION_SETS[machine] if not one[3] or known(one[3])]
 
 
 def _compiler() -> list[str]:
@@ -176,4 +195,9 @@ class KernelsBuildHook(BuildHookInterface):
 
 
 if __name__ == "__main__":
-    compile_library(FOLDER / "native", FOLDER / LIBRARY)
+    source = FOLDER / "native"
+    if sys.argv[1:2] == ["--sanitize"]:
+        test = (pathlib.Path("tests/native/kernels_test.cc"), ())
+        _build(source, test, pathlib.Path(sys.argv[2]), SANITIZED, ())
+    else:
+        compile_library(source, FOLDER / LIBRARY)

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -193,86 +194,191 @@ double Loss(Case& test, Arguments& direction, double step, std::vector<double>* 
   return loss;
 }
 
-const float* OrNull(const Floats& values) {
-  return values.empty() ? nullptr : values.data();
+template <class Scalar>
+Scalar To(float x);
+template <>
+float To<float>(float x) {
+  return x;
+}
+template <>
+BFloat16 To<BFloat16>(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-float* OrNull(Floats& values) { return values.empty() ? nullptr : values.data(); }
+float From(float x) { return x; }
+float From(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
 
-template <class Problem>
-void Fill(const Case& test, Problem& p) {
-  const Arguments& a = test.arguments;
-  p.sizes = test.sizes;
-  p.xs = a.xs.data();
-  p.weights = {a.kernel.data(), a.recurrent.data(), OrNull(a.bias),
-               OrNull(a.projection)};
-  p.state = {a.h.data(), a.c.data()};
-  if (test.controls) {
-    p.controls = {
-        test.valid.get(), test.reset.get(), {a.reset_h.data(), a.reset_c.data()}};
+// A buffer of exactly its size, in the type of the kernels; null if it is empty.
+template <class Scalar>
+class Buffer {
+ public:
+  explicit Buffer(const Floats& values) : values_(values.size()) {
+    for (size_t n = 0; n < values.size(); ++n) values_[n] = To<Scalar>(values[n]);
   }
-}
+  Scalar* data() { return values_.empty() ? nullptr : values_.data(); }
+  Floats Read() const {
+    Floats result(values_.size());
+    for (size_t n = 0; n < result.size(); ++n) result[n] = From(values_[n]);
+    return result;
+  }
+
+ private:
+  std::vector<Scalar> values_;
+};
+
+// One direction's memory.
+template <class Scalar>
+class Memory {
+ public:
+  Memory(const Case& test, int width)
+      : test_(test),
+        a_(test.arguments),
+        g_(test.arguments),
+        ys_(Floats(test.sizes.steps * test.sizes.rows * test.sizes.outputs)),
+        entering_(Floats(test.controls ? ys_.Read().size() : 0)),
+        last_h_(Floats(test.sizes.rows * test.sizes.outputs)),
+        d_ys_(test.d_ys),
+        d_h_(test.d_h),
+        last_c_(test.sizes.rows * test.sizes.units),
+        d_c_(test.d_c),
+        tape_(test.sizes.steps * test.sizes.rows * ((test.sizes.units + width - 1) / width) *
+              kTapeEntries<Scalar> * width) {}
+
+  ForwardProblem<Scalar> Forward() {
+    ForwardProblem<Scalar> p = {};
+    Fill(p);
+    p.ys = ys_.data();
+    p.last_h = last_h_.data();
+    p.last_c = last_c_.data();
+    p.tape = tape_.data();
+    p.entering = entering_.data();
+    return p;
+  }
+
+  BackwardProblem<Scalar> Backward() {
+    BackwardProblem<Scalar> p = {};
+    Fill(p);
+    p.ys = ys_.data();
+    p.entering = entering_.data();
+    p.tape = tape_.data();
+    p.d_ys = d_ys_.data();
+    p.d_last_h = d_h_.data();
+    p.d_last_c = d_c_.data();
+    p.d_xs = g_.xs.data();
+    p.d_kernel = g_.kernel.data();
+    p.d_recurrent = g_.recurrent.data();
+    p.d_bias = g_.bias.data();
+    p.d_projection = g_.projection.data();
+    p.d_h = g_.h.data();
+    p.d_c = g_.c.data();
+    p.d_reset_h = g_.reset_h.data();
+    p.d_reset_c = g_.reset_c.data();
+    return p;
+  }
+
+  Floats Outputs() const { return ys_.Read(); }
+
+  Arguments Gradients() const {
+    return {g_.xs.Read(),         g_.kernel.Read(), g_.recurrent.Read(), g_.bias.Read(),
+            g_.projection.Read(), g_.h.Read(),      g_.c.Read(),         g_.reset_h.Read(),
+            g_.reset_c.Read()};
+  }
+
+ private:
+  struct Buffers {
+    explicit Buffers(const Arguments& a)
+        : xs(a.xs),
+          kernel(a.kernel),
+          recurrent(a.recurrent),
+          bias(a.bias),
+          projection(a.projection),
+          h(a.h),
+          reset_h(a.reset_h),
+          c(a.c),
+          reset_c(a.reset_c) {}
+    Buffer<Scalar> xs, kernel, recurrent, bias, projection, h, reset_h;
+    Buffer<float> c, reset_c;
+  };
+
+  template <class Problem>
+  void Fill(Problem& p) {
+    p.sizes = test_.sizes;
+    p.xs = a_.xs.data();
+    p.weights = {a_.kernel.data(), a_.recurrent.data(), a_.bias.data(),
+                 a_.projection.data()};
+    p.state = {a_.h.data(), a_.c.data()};
+    if (test_.controls) {
+      p.controls = {
+          test_.valid.get(), test_.reset.get(), {a_.reset_h.data(), a_.reset_c.data()}};
+    }
+  }
+
+  const Case& test_;
+  Buffers a_, g_;
+  Buffer<Scalar> ys_, entering_, last_h_, d_ys_, d_h_;
+  Floats last_c_, d_c_, tape_;
+};
 
 struct Result {
   Floats ys;
   Arguments grads;
+
+  bool operator==(Result& other) {
+    bool same = ys == other.ys;
+    std::vector<Floats*> mine = grads.All(), others = other.grads.All();
+    for (size_t n = 0; n < mine.size(); ++n) same = same && *mine[n] == *others[n];
+    return same;
+  }
 };
 
-Result Run(const Case& test, const Kernels& kernels, Pool& pool, int threads) {
-  const Sizes& s = test.sizes;
-  const int64_t steps = s.steps * s.rows;
+// The same problem once, or twice in one call.
+template <class Scalar>
+std::vector<Result> Run(const Case& test, const Kernels& kernels, Pool& pool, int threads,
+                        int count) {
   Crew crew(&pool, threads);
-  Result result;
-  result.ys.resize(steps * s.outputs);
-  const int64_t blocks = (s.units + kernels.width - 1) / kernels.width;
-  Floats tape(steps * blocks * kTapeEntries * kernels.width);
-  Floats entering(test.controls ? steps * s.outputs : 0);
-  Floats last_h(s.rows * s.outputs), last_c(s.rows * s.units);
-  ForwardProblem<float> forward = {};
-  Fill(test, forward);
-  forward.ys = result.ys.data();
-  forward.last_h = last_h.data();
-  forward.last_c = last_c.data();
-  forward.tape = tape.data();
-  forward.entering = OrNull(entering);
-  kernels.forward_f32(forward, crew);
-
-  result.grads = test.arguments;
-  Arguments& g = result.grads;
-  BackwardProblem<float> backward = {};
-  Fill(test, backward);
-  backward.ys = result.ys.data();
-  backward.entering = OrNull(entering);
-  backward.tape = tape.data();
-  backward.d_ys = test.d_ys.data();
-  backward.d_last_h = test.d_h.data();
-  backward.d_last_c = test.d_c.data();
-  backward.d_xs = g.xs.data();
-  backward.d_kernel = g.kernel.data();
-  backward.d_recurrent = g.recurrent.data();
-  backward.d_bias = OrNull(g.bias);
-  backward.d_projection = OrNull(g.projection);
-  backward.d_h = g.h.data();
-  backward.d_c = g.c.data();
-  backward.d_reset_h = g.reset_h.data();
-  backward.d_reset_c = g.reset_c.data();
-  kernels.backward_f32(backward, crew);
-  return result;
+  std::deque<Memory<Scalar>> memories;
+  for (int n = 0; n < count; ++n) memories.emplace_back(test, kernels.width);
+  ForwardProblem<Scalar> forward[kMostProblems];
+  BackwardProblem<Scalar> backward[kMostProblems];
+  for (int n = 0; n < count; ++n) forward[n] = memories[n].Forward();
+  if constexpr (sizeof(Scalar) == 4) {
+    kernels.forward_f32(forward, count, crew);
+  } else {
+    kernels.forward_bf16(forward, count, crew);
+  }
+  for (int n = 0; n < count; ++n) backward[n] = memories[n].Backward();
+  if constexpr (sizeof(Scalar) == 4) {
+    kernels.backward_f32(backward, count, crew);
+  } else {
+    kernels.backward_bf16(backward, count, crew);
+  }
+  std::vector<Result> results;
+  for (auto& memory : memories) {
+    results.push_back({memory.Outputs(), memory.Gradients()});
+  }
+  return results;
 }
 
-bool Check(Case& test, const Kernels& kernels, Pool& pool) {
-  Result one = Run(test, kernels, pool, 1);
-  Result many = Run(test, kernels, pool, 3);
-  bool same = one.ys == many.ys;
-  std::vector<Floats*> others = many.grads.All();
-  for (size_t n = 0; n < others.size(); ++n) {
-    same = same && *one.grads.All()[n] == *others[n];
+// `tolerance` is of outputs of about 1, and of gradients relative to their terms.
+template <class Scalar>
+bool Check(Case& test, const Kernels& kernels, Pool& pool, double tolerance) {
+  Result one = Run<Scalar>(test, kernels, pool, 1, 1)[0];
+  bool same = one == Run<Scalar>(test, kernels, pool, 3, 1)[0];
+  for (Result& result : Run<Scalar>(test, kernels, pool, 2, 2)) {
+    same = same && one == result;
   }
-  if (!same) return std::puts("another result with another number of threads"), false;
+  if (!same) return std::puts("another result with other threads"), false;
 
   std::vector<double> ys(one.ys.size(), 0);
   Arguments direction;
-  double expected_slope, slope = 0, size = 0;
+  double slope = 0, size = 0;
   std::vector<Floats*> along = direction.All(), grads = one.grads.All();
   for (size_t n = 0; n < along.size(); ++n) {
     *along[n] = Normal(grads[n]->size(), 1);
@@ -283,15 +389,16 @@ bool Check(Case& test, const Kernels& kernels, Pool& pool) {
   }
   Loss(test, direction, 0, &ys);
   for (size_t n = 0; n < ys.size(); ++n) {
-    if (!(std::abs(ys[n] - one.ys[n]) < 1e-5)) return std::puts("wrong outputs"), false;
+    if (!(std::abs(ys[n] - one.ys[n]) < tolerance)) {
+      return std::printf("wrong outputs: %g, not %g\n", one.ys[n], ys[n]), false;
+    }
   }
   constexpr double kStep = 1e-5;
-  expected_slope =
+  const double expected =
       (Loss(test, direction, kStep, nullptr) - Loss(test, direction, -kStep, nullptr)) /
       (2 * kStep);
-  if (!(std::abs(slope - expected_slope) < 1e-4 * size + 1e-4)) {
-    std::printf("wrong gradients: %g, not %g\n", slope, expected_slope);
-    return false;
+  if (!(std::abs(slope - expected) < 10 * tolerance * (size + 1))) {
+    return std::printf("wrong gradients: %g, not %g\n", slope, expected), false;
   }
   return true;
 }
@@ -305,10 +412,11 @@ int main(int argc, char** argv) {
   int passed = 0, failed = 0;
   for (int n = 0; n < cases; ++n) {
     lstm::Case test = lstm::RandomCase();
-    for (const char* name : {"baseline", "avx2", "avx512", "neon"}) {
+    for (const char* name : {"baseline", "avx2", "avx512", "avx512bf16", "amx", "neon"}) {
       const lstm::Kernels* kernels = lstm::KernelsNamed(name);
       if (!kernels) continue;
-      const bool ok = lstm::Check(test, *kernels, pool);
+      const bool ok = lstm::Check<float>(test, *kernels, pool, 1e-5) &&
+                      lstm::Check<lstm::BFloat16>(test, *kernels, pool, 0.05);
       ++(ok ? passed : failed);
       const lstm::Sizes& s = test.sizes;
       if (!ok) {

@@ -12,7 +12,7 @@ namespace {
 
 // Two directions whose weights stay in the caches of one core each run side by side, and
 // need not wait for each other. Others run one after the other, on all cores.
-constexpr int64_t kSideBySide = 3 << 20;
+constexpr int64_t kSideBySide = 2 << 20;
 
 template <class Pass, class Problem>
 void RunAll(const Problem* problems, int count, Crew& crew) {

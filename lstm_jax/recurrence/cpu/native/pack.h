@@ -78,10 +78,14 @@ void PackPanels(const Scalar* from, int64_t rows, int64_t row_step,
 template <class Scalar>
 LSTM_INLINE Vec RowLanes(const Scalar* from, int64_t count) {
   if constexpr (kPaired<Scalar>) {
-    if (count >= 2 * kWidth) return Load(reinterpret_cast<const float*>(from));
-    alignas(64) Scalar numbers[2 * kWidth] = {};
-    for (int64_t n = 0; n < count; ++n) numbers[n] = from[n];
-    return Load(reinterpret_cast<const float*>(numbers));
+    // Pairs in memory may begin at an odd number: they are no floats there.
+    Vec lanes = {};
+    if (count >= 2 * kWidth) {
+      std::memcpy(&lanes, from, sizeof(lanes));
+    } else if (count > 0) {
+      std::memcpy(&lanes, from, sizeof(Scalar) * count);
+    }
+    return lanes;
   } else {
     return LoadUpTo(from, Count(count));
   }
