@@ -16,7 +16,7 @@ test: $(VENV)/package.stamp $(VENV)/tests.stamp
 
 # Parity with PyTorch and Keras, and their examples.
 peers: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp
-	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/peers $(PYTEST)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/peers $(PYTEST)
 
 bench: $(VENV)/package.stamp $(VENV)/examples.stamp $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks $(BENCH)

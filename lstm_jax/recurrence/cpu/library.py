@@ -49,3 +49,8 @@ def width() -> int:
 def instruction_set() -> str:
     """The name of the instruction set that the kernels use here."""
     return load().lstm_jax_isa().decode()
+
+
+def supports(isa: str) -> bool:
+    """Whether the kernels of an instruction set were compiled and can run here."""
+    return bool(load().lstm_jax_supports(isa.encode()))

@@ -10,6 +10,7 @@
 
 #include "activations.h"
 #include "gradient.h"
+#include "tape.h"
 
 namespace lstm {
 namespace LSTM_ISA {
@@ -27,6 +28,7 @@ class Backward {
         steps_(problem.sizes, problem.controls),
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
+        tape_(p_.tape, blocks_, s_.rows),
         panels_(2 * blocks_),
         unit_panels_(CeilDiv(s_.units, kPanel)),
         output_panels_(CeilDiv(s_.outputs, kPanel)),
@@ -153,16 +155,13 @@ class Backward {
   // The gradients of what leaves the last step, of one row.
   void Start(int64_t row) {
     for (int64_t block = 0; block < 2 * output_panels_; ++block) {
-      const int64_t column = block * kWidth;
       Store(LeftAt<float>(dh_, h_rows_, block, row),
-            LoadUpTo(p_.d_last_h + row * s_.outputs + column,
-                     Count(s_.outputs - column)));
+            LoadBlock(p_.d_last_h, row, s_.outputs, block));
       Store(LeftAt<float>(d_reset_h_, h_rows_, block, row), Vec{});
     }
     for (int64_t block = 0; block < blocks_; ++block) {
-      const int64_t unit = block * kWidth;
       Store(CellAt(dc_, s_.rows, block, row),
-            LoadUpTo(p_.d_last_c + row * s_.units + unit, Count(s_.units - unit)));
+            LoadBlock(p_.d_last_c, row, s_.units, block));
       Store(CellAt(d_reset_c_, s_.rows, block, row), Vec{});
     }
   }
@@ -255,11 +254,7 @@ class Backward {
   Vec TakeHidden(int64_t time, int64_t row, int64_t block) {
     float* carried = LeftAt<float>(dh_, h_rows_, block, row);
     Vec dh = Load(carried);
-    if (p_.d_ys) {
-      const int64_t column = block * kWidth;
-      dh += LoadUpTo(p_.d_ys + (time * s_.rows + row) * s_.outputs + column,
-                     Count(s_.outputs - column));
-    }
+    if (p_.d_ys) dh += LoadBlock(p_.d_ys, time * s_.rows + row, s_.outputs, block);
     Store(carried, Vec{});
     return dh;
   }
@@ -273,12 +268,12 @@ class Backward {
       Vec dz[4] = {};
       Vec m = {};
       if (steps_.Valid(time, row)) {
-        const Taped t = TapeAt(time, block, row);
+        const Taped t = tape_.Read(time, block, row);
         const Vec c = Tanh(t.c);
         const Vec dm = s_.projected ? Load(LeftAt<float>(dm_, h_rows_, block, row))
                                     : TakeHidden(time, row, block);
         Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
-        if (p_.d_cs) dc += DCell(time, row, block);
+        if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
         dz[0] = dc * t.g * (t.i * (1.0f - t.i));
         dz[1] = dc * Before(n, block, row) * (t.f * (1.0f - t.f));
         dz[2] = dc * t.i * (1.0f - t.g * t.g);
@@ -290,47 +285,19 @@ class Backward {
         float* to = LeftAt<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
         StoreLeft<Scalar>(to, dz[gate]);
       }
-      if (s_.projected) {
-        const int64_t unit = block * kWidth;
-        StoreUpTo(m_ + (start + row) * s_.units + unit, m, Count(s_.units - unit));
-      }
+      StoreBlock(m_, start + row, s_.units, block, m);
       if (steps_.Reset(time, row)) {
         MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
       }
     }
   }
 
-  struct Taped {
-    Vec i, f, g, o, c;
-  };
-
-  Taped TapeAt(int64_t time, int64_t block, int64_t row) const {
-    const float* at =
-        p_.tape + TapeOffset<Scalar>((time * blocks_ + block) * s_.rows + row);
-    if constexpr (std::is_same_v<Scalar, float>) {
-      return {Load(at), Load(at + kWidth), Load(at + 2 * kWidth), Load(at + 3 * kWidth),
-              Load(at + 4 * kWidth)};
-    } else {
-      return {LoadUnit(at), LoadUnit(at + kWidth / 2), LoadSymmetric(at + kWidth),
-              LoadUnit(at + kWidth / 2 * 3), Load(at + 2 * kWidth)};
-    }
-  }
-
   // c as it entered step n.
   Vec Before(int64_t n, int64_t block, int64_t row) const {
     const bool reset = steps_.Reset(steps_.Time(n), row);
-    if (n > 0 && !reset) {
-      return TapeAt(steps_.Time(n - 1), block, row).c;
-    }
+    if (n > 0 && !reset) return tape_.ReadCell(steps_.Time(n - 1), block, row);
     const float* c = reset ? p_.controls.reset_state.c : p_.state.c;
-    const int64_t unit = block * kWidth;
-    return LoadUpTo(c + row * s_.units + unit, Count(s_.units - unit));
-  }
-
-  Vec DCell(int64_t time, int64_t row, int64_t block) const {
-    const int64_t unit = block * kWidth;
-    return LoadUpTo(p_.d_cs + (time * s_.rows + row) * s_.units + unit,
-                    Count(s_.units - unit));
+    return LoadBlock(c, row, s_.units, block);
   }
 
   // dh += dz * recurrent kernel^T, for some panels of h, and what a reset takes from
@@ -428,20 +395,15 @@ class Backward {
   }
 
   void EmitHidden(Scalar* to, float* from, int64_t row) const {
-    if (!to) return;
-    for (int64_t block = 0; block < 2 * output_panels_; ++block) {
-      const int64_t column = block * kWidth;
-      StoreUpTo(to + row * s_.outputs + column,
-                Load(LeftAt<float>(from, h_rows_, block, row)), Count(s_.outputs - column));
+    for (int64_t block = 0; block < UnitBlocks(s_.outputs); ++block) {
+      StoreBlock(to, row, s_.outputs, block,
+                 Load(LeftAt<float>(from, h_rows_, block, row)));
     }
   }
 
   void EmitCell(float* to, float* from, int64_t row) const {
-    if (!to) return;
     for (int64_t block = 0; block < blocks_; ++block) {
-      const int64_t unit = block * kWidth;
-      StoreUpTo(to + row * s_.units + unit, Load(CellAt(from, s_.rows, block, row)),
-                Count(s_.units - unit));
+      StoreBlock(to, row, s_.units, block, Load(CellAt(from, s_.rows, block, row)));
     }
   }
 
@@ -451,6 +413,7 @@ class Backward {
   const int threads_;
   Scratch scratch_;
   const int64_t blocks_;         // of units
+  const Tape<Scalar, const float> tape_;
   const int64_t panels_;         // of gates
   const int64_t unit_panels_;    // of units
   const int64_t output_panels_;  // of h

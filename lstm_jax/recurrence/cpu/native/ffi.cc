@@ -303,6 +303,10 @@ LSTM_EXPORT int lstm_jax_width() { return lstm::BestKernels().width; }
 
 LSTM_EXPORT const char* lstm_jax_isa() { return lstm::BestKernels().name; }
 
+LSTM_EXPORT int lstm_jax_supports(const char* isa) {
+  return lstm::KernelsNamed(isa) != nullptr;
+}
+
 LSTM_EXPORT void lstm_jax_sigmoid(const float* x, float* y, int64_t size) {
   lstm::BestKernels().sigmoid(x, y, size);
 }

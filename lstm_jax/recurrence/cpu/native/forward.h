@@ -8,12 +8,17 @@
 
 #include "activations.h"
 #include "plan.h"
+#include "tape.h"
 
 namespace lstm {
 namespace LSTM_ISA {
 
-// Rows of inputs projected together where units are shared.
-constexpr int64_t kProjectedRows = 96;
+// Steps whose inputs are projected together: products of few rows are slow.
+LSTM_INLINE int64_t ProjectedSteps(const Sizes& s, int threads) {
+  constexpr int64_t kRowsOfUnits = 96, kRowsOfRows = 2 * kTileRows;
+  if (!ShareRows(s, threads)) return BlockSteps(s, kRowsOfUnits);
+  return s.rows < threads * kTileRows ? BlockSteps(s, threads * kRowsOfRows) : 1;
+}
 
 template <class Scalar>
 class Forward {
@@ -26,10 +31,11 @@ class Forward {
         blocks_(UnitBlocks(s_.units)),
         panels_(2 * blocks_),
         output_panels_(CeilDiv(s_.outputs, kPanel)),
+        tape_(p_.tape, blocks_, s_.rows),
         input_lanes_(Lanes<Scalar>(s_.inputs)),
         unit_lanes_(Lanes<Scalar>(s_.units)),
         output_lanes_(Lanes<Scalar>(s_.outputs)),
-        block_steps_(ShareRows(s_, threads_) ? 1 : BlockSteps(s_, kProjectedRows)) {}
+        block_steps_(ProjectedSteps(s_, threads_)) {}
 
   // Takes scratch memory; the work itself is the job.
   Job Prepare() {
@@ -52,7 +58,8 @@ class Forward {
     x_rows_ = PanelRows(block_rows);
     x_ = carver.Floats(CeilDiv(input_lanes_, kPanel) * x_rows_ * kPanel);
     z_rows_ = PanelRows(block_rows);
-    z_ = carver.Floats((ShareRows(s_, threads_) ? 2 : panels_) * z_rows_ * kPanel);
+    const bool one_block = ShareRows(s_, threads_) && block_steps_ == 1;
+    z_ = carver.Floats((one_block ? 2 : panels_) * z_rows_ * kPanel);
     h_rows_ = PanelRows(s_.rows);
     for (float*& h : h_) {
       h = carver.Floats(CeilDiv(output_lanes_, kPanel) * h_rows_ * kPanel);
@@ -147,21 +154,57 @@ class Forward {
 
   void RunRows(Range rows) {
     if (rows.size() == 0) return;
-    for (int64_t n = 0; n < s_.steps; ++n) {
-      const int64_t time = steps_.Time(n);
-      PackRows(p_.xs + time * s_.rows * s_.inputs, rows.begin, rows.end, s_.inputs,
-               x_rows_, x_ + rows.begin * kPanel);
-      const Left x = {x_ + rows.begin * kPanel, kPanel, x_rows_ * kPanel};
-      const Sums<float> z = {z_ + rows.begin * kPanel, kPanel, z_rows_ * kPanel};
-      for (int64_t block = 0; block < blocks_; ++block) {
-        Multiply<Scalar>(x, rows.size(), kernel_ + 2 * block * input_lanes_ * kPanel,
-                         input_lanes_, 2, {bias_ + 2 * block * kPanel, 0, kPanel}, z);
-        Recur(n, rows, block, 1, z);
-        Activate(rows, z_);
-        Update(n, rows, block, z_);
+    const int64_t base = rows.begin * block_steps_;
+    for (int64_t first = 0; first < s_.steps; first += block_steps_) {
+      const int64_t last = Min(first + block_steps_, s_.steps);
+      // Where the rows of a step stand in those of the block.
+      const auto at = [&](int64_t n) { return base + (n - first) * rows.size(); };
+      for (int64_t n = first; n < last; ++n) {
+        PackRows(p_.xs + steps_.Time(n) * s_.rows * s_.inputs, rows.begin, rows.end,
+                 s_.inputs, x_rows_, x_ + at(n) * kPanel);
       }
-      if (s_.projected) Project(n, rows);
+      if (block_steps_ > 1) ProjectInputs(base, at(last) - base, {0, blocks_}, Z());
+      for (int64_t n = first; n < last; ++n) {
+        if (block_steps_ > 1) {
+          Advance(n, rows, {0, blocks_}, Z().At(at(n), 0));
+        } else {
+          // Of many rows, one block of units at a time: it stays in the cache.
+          for (int64_t block = 0; block < blocks_; ++block) {
+            ProjectInputs(base, rows.size(), {block, block + 1}, Z());
+            Advance(n, rows, {block, block + 1}, Z().At(base, 0));
+          }
+        }
+        if (s_.projected) Project(n, rows);
+      }
     }
+  }
+
+  // A step of some blocks of units, from what the inputs contribute; `z` is that of the
+  // first row, for the first block.
+  void Advance(int64_t n, Range rows, Range blocks, Sums<float> z) {
+    Multiply<Scalar>({h_[n % 2] + rows.begin * kPanel, kPanel, h_rows_ * kPanel},
+                     rows.size(), recurrent_ + 2 * blocks.begin * output_lanes_ * kPanel,
+                     output_lanes_, 2 * blocks.size(), {z.data, z.row_step, z.panel_step},
+                     z);
+    // All gates are computed before any is used, so that the processor need not wait for
+    // one of them.
+    const auto row_zero = [&](int64_t block) {
+      return z.At(-rows.begin, 2 * (block - blocks.begin)).data;
+    };
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      Activate(rows, row_zero(block));
+    }
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      Update(n, rows, block, row_zero(block));
+    }
+  }
+
+  // z = bias + x * kernel, for some blocks of units, and rows from `first` on.
+  void ProjectInputs(int64_t first, int64_t rows, Range blocks, Sums<float> z) {
+    Multiply<Scalar>({x_ + first * kPanel, kPanel, x_rows_ * kPanel}, rows,
+                     kernel_ + 2 * blocks.begin * input_lanes_ * kPanel, input_lanes_,
+                     2 * blocks.size(), {bias_ + 2 * blocks.begin * kPanel, 0, kPanel},
+                     z.At(first, 0));
   }
 
   void RunBlocks(int rank, Team& team) {
@@ -174,19 +217,10 @@ class Forward {
       PackRows(p_.xs + times.begin * s_.rows * s_.inputs, share.begin, share.end,
                s_.inputs, x_rows_, x_ + share.begin * kPanel);
       team.Barrier();
-      Multiply<Scalar>({x_, kPanel, x_rows_ * kPanel}, times.size() * s_.rows,
-                       kernel_ + 2 * mine.begin * input_lanes_ * kPanel, input_lanes_,
-                       2 * mine.size(), {bias_ + 2 * mine.begin * kPanel, 0, kPanel},
-                       Z().At(0, 2 * mine.begin));
+      ProjectInputs(0, times.size() * s_.rows, mine, Z().At(0, 2 * mine.begin));
       for (int64_t n = first; n < last; ++n) {
         const int64_t row = (steps_.Time(n) - times.begin) * s_.rows;
-        Recur(n, rows, mine.begin, mine.size(), Z().At(row, 2 * mine.begin));
-        for (int64_t block = mine.begin; block < mine.end; ++block) {
-          Activate(rows, Z().At(row, 2 * block).data);
-        }
-        for (int64_t block = mine.begin; block < mine.end; ++block) {
-          Update(n, rows, block, Z().At(row, 2 * block).data);
-        }
+        Advance(n, rows, mine, Z().At(row, 2 * mine.begin));
         team.Barrier();
       }
     }
@@ -194,15 +228,7 @@ class Forward {
 
   Sums<float> Z() const { return {z_, kPanel, z_rows_ * kPanel}; }
 
-  // z += h * recurrent kernel, for some blocks of units.
-  void Recur(int64_t n, Range rows, int64_t block, int64_t blocks, Sums<float> z) {
-    Multiply<Scalar>({h_[n % 2] + rows.begin * kPanel, kPanel, h_rows_ * kPanel},
-                     rows.size(), recurrent_ + 2 * block * output_lanes_ * kPanel,
-                     output_lanes_, 2 * blocks, {z.data, z.row_step, z.panel_step}, z);
-  }
-
-  // The gates of one block of units, in place; `z` is row 0 of its first panel. All are
-  // computed before any is used, so that the processor need not wait for one of them.
+  // The gates of one block of units, in place; `z` is row 0 of its first panel.
   void Activate(Range rows, float* z) {
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       float* input_forget = z + row * kPanel;
@@ -221,7 +247,7 @@ class Forward {
       float* cell = CellAt(c_, s_.rows, block, row);
       const Vec before = Load(cell);
       if (!steps_.Valid(time, row)) {
-        if (p_.tape) Record(time, block, row, Vec{}, Vec{}, Vec{}, Vec{}, before);
+        if (tape_) tape_.Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, before});
         EmitCell(time, block, row, Vec{});
         CarryCell(n, block, row, before);
         if (!s_.projected) Hold(n, block, row);
@@ -235,7 +261,7 @@ class Forward {
       const Vec o = Load(candidate_output + kWidth);
       const Vec c = f * before + i * g;
       const Vec m = o * Tanh(c);
-      if (p_.tape) Record(time, block, row, i, f, g, o, c);
+      if (tape_) tape_.Write(time, block, row, {i, f, g, o, c});
       EmitCell(time, block, row, c);
       CarryCell(n, block, row, c);
       if (s_.projected) {
@@ -287,8 +313,7 @@ class Forward {
 
   void CarryCell(int64_t n, int64_t block, int64_t row, Vec c) {
     if (n + 1 == s_.steps) {
-      const int64_t unit = block * kWidth;
-      StoreUpTo(p_.last_c + row * s_.units + unit, c, Count(s_.units - unit));
+      StoreBlock(p_.last_c, row, s_.units, block, c);
       return;
     }
     if (steps_.Reset(steps_.Time(n + 1), row)) {
@@ -297,47 +322,20 @@ class Forward {
     Store(CellAt(c_, s_.rows, block, row), c);
   }
 
-  void Record(int64_t time, int64_t block, int64_t row, Vec i, Vec f, Vec g, Vec o,
-              Vec c) {
-    float* to = p_.tape + TapeOffset<Scalar>((time * blocks_ + block) * s_.rows + row);
-    if constexpr (std::is_same_v<Scalar, float>) {
-      Store(to, i);
-      Store(to + kWidth, f);
-      Store(to + 2 * kWidth, g);
-      Store(to + 3 * kWidth, o);
-      Store(to + 4 * kWidth, c);
-    } else {
-      StoreUnit(to, i);
-      StoreUnit(to + kWidth / 2, f);
-      StoreSymmetric(to + kWidth, g);
-      StoreUnit(to + kWidth / 2 * 3, o);
-      Store(to + 2 * kWidth, c);
-    }
-  }
-
-  // Writes a block of columns of [T, B, P]; to nowhere, if that is null.
   void Emit(Scalar* to, int64_t time, int64_t block, int64_t row, Vec h) {
-    if (!to) return;
-    const int64_t column = block * kWidth;
-    StoreUpTo(to + (time * s_.rows + row) * s_.outputs + column, h,
-              Count(s_.outputs - column));
+    StoreBlock(to, time * s_.rows + row, s_.outputs, block, h);
   }
 
   void EmitCell(int64_t time, int64_t block, int64_t row, Vec c) {
-    if (!p_.cs) return;
-    const int64_t unit = block * kWidth;
-    StoreUpTo(p_.cs + (time * s_.rows + row) * s_.units + unit, c,
-              Count(s_.units - unit));
+    StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, c);
   }
 
   Vec HiddenOf(const State<Scalar>& state, int64_t block, int64_t row) const {
-    const int64_t column = block * kWidth;
-    return LoadUpTo(state.h + row * s_.outputs + column, Count(s_.outputs - column));
+    return LoadBlock(state.h, row, s_.outputs, block);
   }
 
   Vec CellOf(const State<Scalar>& state, int64_t block, int64_t row) const {
-    const int64_t unit = block * kWidth;
-    return LoadUpTo(state.c + row * s_.units + unit, Count(s_.units - unit));
+    return LoadBlock(state.c, row, s_.units, block);
   }
 
   // h as it enters step n.
@@ -353,6 +351,7 @@ class Forward {
   const int64_t blocks_;         // of units
   const int64_t panels_;         // of gates
   const int64_t output_panels_;  // of h
+  const Tape<Scalar, float> tape_;
   const int64_t input_lanes_;
   const int64_t unit_lanes_;
   const int64_t output_lanes_;

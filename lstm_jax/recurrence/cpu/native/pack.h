@@ -13,6 +13,21 @@ LSTM_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 // How many of the next kWidth numbers there are, if `left` are left.
 LSTM_INLINE int Count(int64_t left) { return static_cast<int>(Max(Min(left, kWidth), 0)); }
 
+// Block `block` of kWidth numbers in a row of [rows, size].
+template <class Scalar>
+LSTM_INLINE Vec LoadBlock(const Scalar* from, int64_t row, int64_t size, int64_t block) {
+  const int64_t column = block * kWidth;
+  return LoadUpTo(from + row * size + column, Count(size - column));
+}
+
+// The same to memory; to nowhere, if that is null.
+template <class Scalar>
+LSTM_INLINE void StoreBlock(Scalar* to, int64_t row, int64_t size, int64_t block, Vec v) {
+  if (!to) return;
+  const int64_t column = block * kWidth;
+  StoreUpTo(to + row * size + column, v, Count(size - column));
+}
+
 // Blocks of kWidth units.
 LSTM_INLINE int64_t UnitBlocks(int64_t units) { return CeilDiv(units, kWidth); }
 

@@ -86,12 +86,6 @@ LSTM_INLINE float* CellAt(float* cells, int64_t rows, int64_t block, int64_t row
   return cells + (block * rows + row) * kWidth;
 }
 
-// Where a place on the tape begins.
-template <class Scalar>
-LSTM_INLINE int64_t TapeOffset(int64_t place) {
-  return place * kTapeEntries<Scalar> * kWidth;
-}
-
 // What both passes ask about the steps, the rows and their controls.
 template <class Scalar>
 class Steps {
