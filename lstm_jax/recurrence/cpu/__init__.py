@@ -80,8 +80,16 @@ def run_together(
     xs = directions[0].xs
     if 0 in xs.shape:
         return [
-            xla.run(cell, *rest, reverse=reverse, emit_states=emit_states)
-            for *rest, reverse in directions
+            xla.run(
+                cell,
+                one.params,
+                one.xs,
+                one.state,
+                one.controls,
+                reverse=one.reverse,
+                emit_states=emit_states,
+            )
+            for one in directions
         ]
     inputs = _vary_alike(tuple(map(_flat_inputs, directions)))
     emit = ("ys", "cs", "h", "c") if emit_states else ("ys", "h", "c")
@@ -110,12 +118,14 @@ def _flat_inputs(direction: Direction) -> Inputs:
     flat_steps = lambda leaf: leaf.reshape(
         xs.shape[0], rows, *leaf.shape[xs.ndim - 1 :]
     )
+    valid, reset = jax.tree.map(flat_steps, (controls.valid, controls.reset))
     return Inputs(
         # A learned start is not the steps' business: it came in as the state.
         params._replace(initial_h=None, initial_c=None),
         flat_steps(xs),
         jax.tree.map(flat, state),
-        *jax.tree.map(flat_steps, controls[:2]),
+        valid,
+        reset,
         jax.tree.map(flat, controls.reset_state),
     )
 

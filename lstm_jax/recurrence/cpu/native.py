@@ -194,8 +194,9 @@ def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
     inputs, cotangents = call.inputs(leaves), call.outputs(given)
     operands, shapes = [], []
     for n, one in enumerate(inputs):
+        tape, hidden = saved[2 * n], saved[2 * n + 1]
         operands += _operands(one)
-        operands += _backward_operands(one, *saved[2 * n : 2 * n + 2], cotangents[n])
+        operands += _backward_operands(one, tape, hidden, cotangents[n])
         shapes += _backward_shapes(wanted[n], one.xs.dtype)
     kernel = jax.ffi.ffi_call(library.BACKWARD, shapes)
     results = kernel(*operands, reverse=call.reverse_bits)
