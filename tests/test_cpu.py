@@ -315,6 +315,37 @@ def test_is_chosen_where_it_can_run():
     assert loop.choose_implementation("xla", cell, xs.dtype) == "xla"
 
 
+def test_each_layer_of_a_stack_chooses_for_itself():
+    cells = lj.LSTMCell(3, 4), lj.SLSTMCell(4, 4), lj.LSTMCell(4, 5, peephole=True)
+    model = lj.Stack(cells)
+    params, xs = model.init(jax.random.key(0)), jnp.ones((2, 7, 3))
+    text = jax.jit(model.apply).lower(params, xs).as_text()
+    assert text.count("custom_call @lstm_jax_forward") == 1
+    assert "while" in text
+    with pytest.raises(NotImplementedError, match="not SLSTMCell"):
+        model.apply(params, xs, implementation="cpu")
+
+
+def test_noise_that_is_over_before_the_first_step_leaves_the_kernels_to_run():
+    plain = lj.LSTMCell(3, 4)
+    params, xs = plain.init(jax.random.key(0)), jnp.ones((2, 7, 3))
+
+    def calls(key, **rates):
+        cell = lj.Regularized(plain, **rates)
+        run = jax.jit(lambda xs: lj.scan(cell, params, xs, key=key)[1])
+        return run.lower(xs).as_text().count("@lstm_jax_forward")
+
+    key = jax.random.key(1)
+    assert calls(None, recurrent_dropout=0.5, output_dropout=0.5) == 1
+    assert calls(None, zoneout_h=0.5) == 0
+    assert calls(key, input_dropout=0.5, drop_connect=0.5) == 1
+    assert calls(key, recurrent_dropout=0.5) == 0
+    cell = lj.Regularized(plain, recurrent_dropout=0.5)
+    assert lj.resolve_implementation(cell, params, xs) == "cpu"
+    with pytest.raises(NotImplementedError, match="recurrent_dropout=0.5"):
+        lj.scan(cell, params, xs, key=key, implementation="cpu")
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512bf16", "neon"])
 def test_other_instruction_sets_agree(isa):
     """The kernels are chosen once a process, so this is another one."""

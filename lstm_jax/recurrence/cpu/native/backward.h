@@ -9,7 +9,7 @@
 #define LSTM_JAX_BACKWARD_H_
 
 #include "activations.h"
-#include "gradient.h"
+#include "block_products.h"
 #include "tape.h"
 
 namespace lstm {
@@ -29,18 +29,14 @@ class Backward {
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
         tape_(p_.tape, blocks_, s_.rows),
-        panels_(2 * blocks_),
         unit_panels_(CeilDiv(s_.units, kPanel)),
         output_panels_(CeilDiv(s_.outputs, kPanel)),
-        input_panels_(CeilDiv(s_.inputs, kPanel)),
         depth_(GateDepth(s_.units) / kPerLane<Scalar>),
-        projection_depth_(CeilDiv(s_.outputs, kWidth * kPerLane<Scalar>) * kWidth),
+        projection_depth_(WholeLanes<Scalar>(s_.outputs)),
         block_steps_(BlockSteps(s_, GradientRows(s_))),
         z_rows_(PanelRows(block_steps_ * s_.rows)),
         h_rows_(PanelRows(s_.rows)),
-        d_kernel_(p_.d_kernel, s_.inputs, 4 * s_.units),
-        d_recurrent_(p_.d_recurrent, s_.outputs, 4 * s_.units),
-        d_projection_(p_.d_projection, s_.units, s_.outputs) {}
+        products_(problem, block_steps_ * s_.rows, z_rows_) {}
 
   // Takes scratch memory; the work itself is the job.
   Job Prepare() {
@@ -56,26 +52,18 @@ class Backward {
 
  private:
   void Carve(Carver& carver) {
-    const int64_t rows = block_steps_ * s_.rows;
-    const bool one = block_steps_ >= s_.steps;
     recurrent_ = carver.Floats(output_panels_ * depth_ * kPanel);
-    if (p_.d_xs) kernel_ = carver.Floats(input_panels_ * depth_ * kPanel);
     dz_ = carver.Floats(CeilDiv(depth_, kPanel) * z_rows_ * kPanel);
     dh_ = carver.Floats(output_panels_ * h_rows_ * kPanel);
     dc_ = carver.Floats(blocks_ * s_.rows * kWidth);
-    d_bias_ = carver.Floats(panels_ * kPanel);
     d_reset_h_ = carver.Floats(output_panels_ * h_rows_ * kPanel);
     d_reset_c_ = carver.Floats(blocks_ * s_.rows * kWidth);
-    d_xs_ = carver.Floats(threads_ * rows * kPanel);
-    right_ = carver.Floats(threads_ * Lanes<Scalar>(rows) * kPanel);
-    d_kernel_.Carve(carver, rows, panels_, one, threads_);
-    d_recurrent_.Carve(carver, rows, panels_, one, threads_);
+    products_.Carve(carver, block_steps_ >= s_.steps, threads_);
     if (!s_.projected) return;
     projection_ = carver.Floats(unit_panels_ * projection_depth_ * kPanel);
     dm_ = carver.Floats(unit_panels_ * h_rows_ * kPanel);
     dy_ = carver.Floats(CeilDiv(projection_depth_, kPanel) * z_rows_ * kPanel);
-    m_ = carver.Of<Scalar>(rows * s_.units);
-    d_projection_.Carve(carver, rows, output_panels_, one, threads_);
+    m_ = carver.Of<Scalar>(block_steps_ * s_.rows * s_.units);
   }
 
   void Body(int rank, Team& team) {
@@ -85,7 +73,9 @@ class Backward {
     for (int64_t last = s_.steps; last > 0; last -= Min(block_steps_, last)) {
       const int64_t first = Max(last - block_steps_, 0);
       const Range times = steps_.Times(first, last);
-      PackShare(times, rank, team.size());
+      const Block block = {times.begin * s_.rows, times.size() * s_.rows,
+                           last == s_.steps, first == 0};
+      products_.PackShare(times, rank, team.size());
       if (ShareRows(s_, threads_)) {
         const Range rows = Part(s_.rows, rank, team.size());
         if (rows.size()) StepsOfRows(first, last, rows);
@@ -94,14 +84,12 @@ class Backward {
         StepsOfUnits(first, last, Part(output_panels_, rank, team.size()), team);
       }
       if (s_.projected) {
-        PackProjectionShare(times.size() * s_.rows, rank, team.size());
+        products_.PackProjectionShare(m_, block.rows, rank, team.size());
         team.Barrier();
       }
-      const Block block = {times.begin * s_.rows, times.size() * s_.rows,
-                           last == s_.steps, first == 0, rank};
-      const int64_t products = panels_ + (p_.d_xs ? input_panels_ : 0) +
-                               (p_.d_projection ? output_panels_ : 0);
-      sharing.Run(products, [&](int64_t item) { Product(item, block); });
+      sharing.Run(products_.items(), [&](int64_t item) {
+        products_.Run(item, block, dz_, dy_, rank);
+      });
       team.Barrier();
     }
     sharing.Run(s_.rows, [&](int64_t row) { Finish(row); });
@@ -110,46 +98,28 @@ class Backward {
 
   // Packs weights and the gradients of the last state; whoever is here takes part.
   void Pack(Team& team) {
-    const int64_t kernels = p_.d_xs ? input_panels_ : 0;
     const int64_t projections = s_.projected ? unit_panels_ : 0;
     for (;;) {
       int64_t item = team.Take();
       if (item < output_panels_) {
-        PackGatesTransposed(p_.weights.recurrent, item, s_.outputs, recurrent_);
+        PackGatesTransposed(p_.weights.recurrent, s_.outputs, s_.units, item, recurrent_);
         continue;
       }
       item -= output_panels_;
-      if (item < kernels) {
-        PackGatesTransposed(p_.weights.kernel, item, s_.inputs, kernel_);
+      if (item < products_.weight_items()) {
+        products_.PackWeights(item);
         continue;
       }
-      item -= kernels;
+      item -= products_.weight_items();
       if (item < projections) {
-        PackProjectionTransposed(item);
+        PackRowsTransposed(p_.weights.projection, s_.units, s_.outputs, item,
+                           projection_);
         continue;
       }
       item -= projections;
       if (item >= s_.rows) break;
       Start(item);
     }
-  }
-
-  void PackGatesTransposed(const Scalar* from, int64_t panel, int64_t rows, float* to) {
-    const auto lanes_of = [&](int64_t row, int64_t index) {
-      return GateLanes(from + row * 4 * s_.units, s_.units, index);
-    };
-    PackTransposed(panel * kPanel, rows, depth_ / kWidth, lanes_of,
-                   to + panel * depth_ * kPanel);
-  }
-
-  void PackProjectionTransposed(int64_t panel) {
-    constexpr int64_t kNumbers = kWidth * kPerLane<Scalar>;
-    const auto lanes_of = [&](int64_t row, int64_t index) {
-      return RowLanes(p_.weights.projection + row * s_.outputs + index * kNumbers,
-                      s_.outputs - index * kNumbers);
-    };
-    PackTransposed(panel * kPanel, s_.units, projection_depth_ / kWidth, lanes_of,
-                   projection_ + panel * projection_depth_ * kPanel);
   }
 
   // The gradients of what leaves the last step, of one row.
@@ -164,46 +134,6 @@ class Backward {
             LoadBlock(p_.d_last_c, row, s_.units, block));
       Store(CellAt(d_reset_c_, s_.rows, block, row), Vec{});
     }
-  }
-
-  // Copies a thread's share of the inputs and of the h that enter the steps of a block
-  // to where the weight gradients read them.
-  void PackShare(Range times, int rank, int size) {
-    const int64_t rows = times.size() * s_.rows;
-    const Range share = Part(Groups(rows), rank, size);
-    for (int64_t group = share.begin; group < share.end; ++group) {
-      d_kernel_.Pack(group, [&](int64_t row) -> const Scalar* {
-        const int64_t time = times.begin + row / s_.rows;
-        // What is not valid may hold NaN, and NaN * 0 is NaN.
-        if (row >= rows || !steps_.Valid(time, row % s_.rows)) return nullptr;
-        return p_.xs + (times.begin * s_.rows + row) * s_.inputs;
-      });
-      d_recurrent_.Pack(group, [&](int64_t row) {
-        const int64_t time = times.begin + row / s_.rows;
-        return row < rows ? Entering(time, row % s_.rows) : nullptr;
-      });
-    }
-  }
-
-  void PackProjectionShare(int64_t rows, int rank, int size) {
-    const Range share = Part(Groups(rows), rank, size);
-    for (int64_t group = share.begin; group < share.end; ++group) {
-      d_projection_.Pack(
-          group, [&](int64_t row) { return row < rows ? m_ + row * s_.units : nullptr; });
-    }
-  }
-
-  // Groups of rows that are kWidth lanes together.
-  static int64_t Groups(int64_t rows) {
-    return CeilDiv(rows, kWidth * kPerLane<Scalar>);
-  }
-
-  // h as it entered a step, of one row.
-  const Scalar* Entering(int64_t time, int64_t row) const {
-    if (p_.entering) return p_.entering + (time * s_.rows + row) * s_.outputs;
-    if (time == steps_.Time(0)) return p_.state.h + row * s_.outputs;
-    const int64_t before = s_.reverse ? time + 1 : time - 1;
-    return p_.ys + (before * s_.rows + row) * s_.outputs;
   }
 
   void StepsOfRows(int64_t first, int64_t last, Range rows) {
@@ -323,69 +253,6 @@ class Backward {
     Store(from, Vec{});
   }
 
-  // Rows of all steps of a block, and which block it is of those that are summed.
-  struct Block {
-    int64_t first_row;
-    int64_t rows;
-    bool first;
-    bool last;
-    int rank;  // of the thread
-  };
-
-  // One product of a block of steps.
-  void Product(int64_t item, const Block& block) {
-    if (item < panels_) return GateProducts(item, block);
-    item -= panels_;
-    if (p_.d_xs) {
-      if (item < input_panels_) return InputProduct(item, block);
-      item -= input_panels_;
-    }
-    d_projection_.Add(item, PlainColumns(s_.outputs, item), Right(dy_, item, block),
-                      Lanes<Scalar>(block.rows), block.first, block.last, block.rank);
-  }
-
-  // A panel of dz or dy as a right factor.
-  const float* Right(float* left, int64_t panel, const Block& block) const {
-    float* to = right_ + block.rank * Lanes<Scalar>(block_steps_ * s_.rows) * kPanel;
-    return RightOf<Scalar>(left, z_rows_, 2 * panel, block.rows, to);
-  }
-
-  // The gradients of one panel of columns of the kernels and of the bias.
-  void GateProducts(int64_t panel, const Block& block) {
-    const Columns columns = GateColumns(s_.units, panel);
-    const float* dz = Right(dz_, panel, block);
-    const int64_t lanes = Lanes<Scalar>(block.rows);
-    d_kernel_.Add(panel, columns, dz, lanes, block.first, block.last, block.rank);
-    d_recurrent_.Add(panel, columns, dz, lanes, block.first, block.last, block.rank);
-    if (!p_.d_bias) return;
-    for (int v = 0; v < 2; ++v) {
-      float* bias = d_bias_ + panel * kPanel + v * kWidth;
-      Vec sum = block.first ? Vec{} : Load(bias);
-      const float* from = LeftAt<Scalar>(dz_, z_rows_, 2 * panel + v, 0);
-      for (int64_t row = 0; row < block.rows; ++row) {
-        sum += LoadLeft<Scalar>(from + row * kPanel);
-      }
-      Store(bias, sum);
-      StoreUpTo(p_.d_bias + columns.start[v], sum, columns.count[v]);
-    }
-  }
-
-  // One panel of the gradients of the inputs of a block of steps.
-  void InputProduct(int64_t panel, const Block& block) {
-    float* sums = d_xs_ + block.rank * block_steps_ * s_.rows * kPanel;
-    Multiply<Scalar>({dz_, kPanel, z_rows_ * kPanel}, block.rows,
-                     kernel_ + panel * depth_ * kPanel, depth_, 1, {kZeros, 0, 0},
-                     {sums, kPanel, 0});
-    const Columns columns = PlainColumns(s_.inputs, panel);
-    for (int64_t row = 0; row < block.rows; ++row) {
-      Scalar* to = p_.d_xs + (block.first_row + row) * s_.inputs;
-      for (int v = 0; v < 2; ++v) {
-        StoreUpTo(to + columns.start[v], Load(sums + row * kPanel + v * kWidth),
-                  columns.count[v]);
-      }
-    }
-  }
-
   // The gradients of the states, of one row.
   void Finish(int64_t row) {
     EmitHidden(p_.d_h, dh_, row);
@@ -414,36 +281,27 @@ class Backward {
   Scratch scratch_;
   const int64_t blocks_;         // of units
   const Tape<Scalar, const float> tape_;
-  const int64_t panels_;         // of gates
   const int64_t unit_panels_;    // of units
   const int64_t output_panels_;  // of h
-  const int64_t input_panels_;   // of x
   const int64_t depth_;             // of products over all gates, in lanes
   const int64_t projection_depth_;  // the same over projected h
   const int64_t block_steps_;
   const int64_t z_rows_;
   const int64_t h_rows_;
-  WeightGradient<Scalar> d_kernel_;
-  WeightGradient<Scalar> d_recurrent_;
-  WeightGradient<Scalar> d_projection_;
+  BlockProducts<Scalar> products_;
 
   // Weights, transposed, in panels.
   float* recurrent_ = nullptr;
-  float* kernel_ = nullptr;
   float* projection_ = nullptr;
   // Of a block of steps: dz; m, [rows, H], and the gradient of projected h.
   float* dz_ = nullptr;
   Scalar* m_ = nullptr;
   float* dy_ = nullptr;
-  // For each thread: one panel of input gradients, and one that is a right factor.
-  float* d_xs_ = nullptr;
-  float* right_ = nullptr;
   // Of one step: the gradients of h and c, and of h before projection.
   float* dh_ = nullptr;
   float* dc_ = nullptr;
   float* dm_ = nullptr;
   // Sums over all steps.
-  float* d_bias_ = nullptr;
   float* d_reset_h_ = nullptr;
   float* d_reset_c_ = nullptr;
 };

@@ -179,10 +179,6 @@ void CheckForward(const Buffers& buffers, bool reverse, Checker& check,
       check.Check<float>("tape", buffers.Ret(4), kFloat, {T, Blocks(H), B, W}, true);
   p.entering =
       check.Check<Scalar>("entering h", buffers.Ret(5), kScalar, {T, B, P}, true);
-  if (check.failed()) return;
-  for (size_t n = 0; n < 6; ++n) {
-    PreferHugePages(buffers.Ret(n).untyped_data(), buffers.Ret(n).size_bytes());
-  }
 }
 
 template <class Scalar>

@@ -144,6 +144,38 @@ LSTM_INLINE void PackTransposed(int64_t row, int64_t rows, int64_t size,
   }
 }
 
+// Panel `panel` of the transpose of a matrix [rows, 4 units] of gates; `to` is the first
+// panel.
+template <class Scalar>
+void PackGatesTransposed(const Scalar* from, int64_t rows, int64_t units, int64_t panel,
+                         float* to) {
+  const int64_t depth = GateDepth(units) / kPerLane<Scalar>;
+  const auto lanes_of = [&](int64_t row, int64_t index) {
+    return GateLanes(from + row * 4 * units, units, index);
+  };
+  PackTransposed(panel * kPanel, rows, depth / kWidth, lanes_of,
+                 to + panel * depth * kPanel);
+}
+
+// The depth, in lanes, of a product over `numbers` numbers in whole vectors.
+template <class Scalar>
+LSTM_INLINE int64_t WholeLanes(int64_t numbers) {
+  return CeilDiv(numbers, kWidth * kPerLane<Scalar>) * kWidth;
+}
+
+// The same of a matrix [rows, columns], of that depth.
+template <class Scalar>
+void PackRowsTransposed(const Scalar* from, int64_t rows, int64_t columns, int64_t panel,
+                        float* to) {
+  constexpr int64_t kNumbers = kWidth * kPerLane<Scalar>;
+  const int64_t depth = WholeLanes<Scalar>(columns);
+  const auto lanes_of = [&](int64_t row, int64_t index) {
+    return RowLanes(from + row * columns + index * kNumbers, columns - index * kNumbers);
+  };
+  PackTransposed(panel * kPanel, rows, depth / kWidth, lanes_of,
+                 to + panel * depth * kPanel);
+}
+
 // A left factor: rows [first, last) of a matrix in memory, into panels of `panel_rows`
 // rows. `to` is row `first` of the first panel.
 template <class Scalar>

@@ -218,15 +218,4 @@ Scratch::~Scratch() {
   kept.bytes += bytes_;
 }
 
-void PreferHugePages(void* data, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  if (data == nullptr || bytes < 2 * kHugePage) return;
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
-  // A hint: where it is refused, all works as before.
-  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 }  // namespace lstm

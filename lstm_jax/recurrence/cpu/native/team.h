@@ -106,10 +106,6 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-// Tells the system that a large buffer will be written whole, so that it clears pages of
-// megabytes instead of kilobytes.
-void PreferHugePages(void* data, size_t bytes);
-
 }  // namespace lstm
 
 #endif  // LSTM_JAX_TEAM_H_

@@ -1,0 +1,175 @@
+// The products of a block of steps, in the backward pass: from dz, the gradients of the
+// pre-activations, those of the weights, the bias and the inputs.
+#ifndef LSTM_JAX_BLOCK_PRODUCTS_H_
+#define LSTM_JAX_BLOCK_PRODUCTS_H_
+
+#include "gradient.h"
+
+namespace lstm {
+namespace LSTM_ISA {
+
+// Rows of all steps of a block, and which block it is of those that are summed.
+struct Block {
+  int64_t first_row;
+  int64_t rows;
+  bool first;
+  bool last;
+};
+
+template <class Scalar>
+class BlockProducts {
+ public:
+  // A block has at most `block_rows` rows, in panels of `panel_rows`.
+  BlockProducts(const BackwardProblem<Scalar>& problem, int64_t block_rows,
+                int64_t panel_rows)
+      : p_(problem),
+        s_(problem.sizes),
+        steps_(problem.sizes, problem.controls),
+        block_rows_(block_rows),
+        panel_rows_(panel_rows),
+        gate_panels_(2 * UnitBlocks(s_.units)),
+        input_panels_(p_.d_xs ? CeilDiv(s_.inputs, kPanel) : 0),
+        projection_panels_(p_.d_projection ? CeilDiv(s_.outputs, kPanel) : 0),
+        depth_(GateDepth(s_.units) / kPerLane<Scalar>),
+        d_kernel_(p_.d_kernel, s_.inputs, 4 * s_.units),
+        d_recurrent_(p_.d_recurrent, s_.outputs, 4 * s_.units),
+        d_projection_(p_.d_projection, s_.units, s_.outputs) {}
+
+  void Carve(Carver& carver, bool one_block, int threads) {
+    kernel_ = carver.Floats(input_panels_ * depth_ * kPanel);
+    d_bias_ = carver.Floats(gate_panels_ * kPanel);
+    d_xs_ = carver.Floats(input_panels_ ? threads * block_rows_ * kPanel : 0);
+    right_ = carver.Floats(threads * Lanes<Scalar>(block_rows_) * kPanel);
+    d_kernel_.Carve(carver, block_rows_, gate_panels_, one_block, threads);
+    d_recurrent_.Carve(carver, block_rows_, gate_panels_, one_block, threads);
+    d_projection_.Carve(carver, block_rows_, projection_panels_, one_block, threads);
+  }
+
+  // Weights are packed in so many items.
+  int64_t weight_items() const { return input_panels_; }
+
+  void PackWeights(int64_t item) {
+    PackGatesTransposed(p_.weights.kernel, s_.inputs, s_.units, item, kernel_);
+  }
+
+  // Copies a thread's share of the inputs and of the h that enter the steps of a block
+  // to where the weight gradients read them.
+  void PackShare(Range times, int rank, int size) {
+    const int64_t rows = times.size() * s_.rows;
+    const Range share = Part(Groups(rows), rank, size);
+    for (int64_t group = share.begin; group < share.end; ++group) {
+      d_kernel_.Pack(group, [&](int64_t row) -> const Scalar* {
+        const int64_t time = times.begin + row / s_.rows;
+        // What is not valid may hold NaN, and NaN * 0 is NaN.
+        if (row >= rows || !steps_.Valid(time, row % s_.rows)) return nullptr;
+        return p_.xs + (times.begin * s_.rows + row) * s_.inputs;
+      });
+      d_recurrent_.Pack(group, [&](int64_t row) {
+        const int64_t time = times.begin + row / s_.rows;
+        return row < rows ? Entering(time, row % s_.rows) : nullptr;
+      });
+    }
+  }
+
+  // The same of m, [rows, H], the outputs before their projection.
+  void PackProjectionShare(const Scalar* m, int64_t rows, int rank, int size) {
+    const Range share = Part(Groups(rows), rank, size);
+    for (int64_t group = share.begin; group < share.end; ++group) {
+      d_projection_.Pack(
+          group, [&](int64_t row) { return row < rows ? m + row * s_.units : nullptr; });
+    }
+  }
+
+  // A block's products are so many items.
+  int64_t items() const { return gate_panels_ + input_panels_ + projection_panels_; }
+
+  // One of them. `dz` and `dy`, the gradients of projected h, are left factors.
+  void Run(int64_t item, const Block& block, float* dz, float* dy, int rank) {
+    if (item < gate_panels_) return Gates(item, block, dz, rank);
+    item -= gate_panels_;
+    if (item < input_panels_) return Inputs(item, block, dz, rank);
+    item -= input_panels_;
+    d_projection_.Add(item, PlainColumns(s_.outputs, item), Right(dy, item, block, rank),
+                      Lanes<Scalar>(block.rows), block.first, block.last, rank);
+  }
+
+ private:
+  // Groups of rows that are kWidth lanes together.
+  static int64_t Groups(int64_t rows) {
+    return CeilDiv(rows, kWidth * kPerLane<Scalar>);
+  }
+
+  // h as it entered a step, of one row.
+  const Scalar* Entering(int64_t time, int64_t row) const {
+    if (p_.entering) return p_.entering + (time * s_.rows + row) * s_.outputs;
+    if (time == steps_.Time(0)) return p_.state.h + row * s_.outputs;
+    const int64_t before = s_.reverse ? time + 1 : time - 1;
+    return p_.ys + (before * s_.rows + row) * s_.outputs;
+  }
+
+  // A panel of dz or dy as a right factor.
+  const float* Right(float* left, int64_t panel, const Block& block, int rank) const {
+    float* to = right_ + rank * Lanes<Scalar>(block_rows_) * kPanel;
+    return RightOf<Scalar>(left, panel_rows_, 2 * panel, block.rows, to);
+  }
+
+  // The gradients of one panel of columns of the kernels and of the bias.
+  void Gates(int64_t panel, const Block& block, float* dz, int rank) {
+    const Columns columns = GateColumns(s_.units, panel);
+    const float* right = Right(dz, panel, block, rank);
+    const int64_t lanes = Lanes<Scalar>(block.rows);
+    d_kernel_.Add(panel, columns, right, lanes, block.first, block.last, rank);
+    d_recurrent_.Add(panel, columns, right, lanes, block.first, block.last, rank);
+    if (!p_.d_bias) return;
+    for (int v = 0; v < 2; ++v) {
+      float* bias = d_bias_ + panel * kPanel + v * kWidth;
+      Vec sum = block.first ? Vec{} : Load(bias);
+      const float* from = LeftAt<Scalar>(dz, panel_rows_, 2 * panel + v, 0);
+      for (int64_t row = 0; row < block.rows; ++row) {
+        sum += LoadLeft<Scalar>(from + row * kPanel);
+      }
+      Store(bias, sum);
+      StoreUpTo(p_.d_bias + columns.start[v], sum, columns.count[v]);
+    }
+  }
+
+  // One panel of the gradients of the inputs.
+  void Inputs(int64_t panel, const Block& block, float* dz, int rank) {
+    float* sums = d_xs_ + rank * block_rows_ * kPanel;
+    Multiply<Scalar>({dz, kPanel, panel_rows_ * kPanel}, block.rows,
+                     kernel_ + panel * depth_ * kPanel, depth_, 1, {kZeros, 0, 0},
+                     {sums, kPanel, 0});
+    const Columns columns = PlainColumns(s_.inputs, panel);
+    for (int64_t row = 0; row < block.rows; ++row) {
+      Scalar* to = p_.d_xs + (block.first_row + row) * s_.inputs;
+      for (int v = 0; v < 2; ++v) {
+        StoreUpTo(to + columns.start[v], Load(sums + row * kPanel + v * kWidth),
+                  columns.count[v]);
+      }
+    }
+  }
+
+  const BackwardProblem<Scalar>& p_;
+  const Sizes& s_;
+  const Steps<Scalar> steps_;
+  const int64_t block_rows_;
+  const int64_t panel_rows_;
+  const int64_t gate_panels_;
+  const int64_t input_panels_;
+  const int64_t projection_panels_;
+  const int64_t depth_;  // of products over all gates, in lanes
+  WeightGradient<Scalar> d_kernel_;
+  WeightGradient<Scalar> d_recurrent_;
+  WeightGradient<Scalar> d_projection_;
+
+  float* kernel_ = nullptr;  // transposed, in panels
+  float* d_bias_ = nullptr;
+  // For each thread: one panel of input gradients, and one that is a right factor.
+  float* d_xs_ = nullptr;
+  float* right_ = nullptr;
+};
+
+}  // namespace LSTM_ISA
+}  // namespace lstm
+
+#endif  // LSTM_JAX_BLOCK_PRODUCTS_H_
