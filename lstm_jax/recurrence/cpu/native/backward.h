@@ -38,19 +38,9 @@ class Backward {
         h_rows_(PanelRows(s_.rows)),
         products_(problem, block_steps_ * s_.rows, z_rows_) {}
 
-  // Takes scratch memory; the work itself is the job.
-  Job Prepare() {
-    Carver measure(nullptr);
-    Carve(measure);
-    Carver carver(scratch_.Reserve(measure.used()));
-    Carve(carver);
-    const auto body = [](void* self, int rank, Team& team) {
-      static_cast<Backward*>(self)->Body(rank, team);
-    };
-    return {threads_, body, this};
-  }
+  int threads() const { return threads_; }
 
- private:
+  // Hands out scratch memory; see Carver.
   void Carve(Carver& carver) {
     recurrent_ = carver.Floats(output_panels_ * depth_ * kPanel);
     dz_ = carver.Floats(CeilDiv(depth_, kPanel) * z_rows_ * kPanel);
@@ -96,6 +86,7 @@ class Backward {
     ReleaseTiles();
   }
 
+ private:
   // Packs weights and the gradients of the last state; whoever is here takes part.
   void Pack(Team& team) {
     const int64_t projections = s_.projected ? unit_panels_ : 0;
@@ -278,7 +269,6 @@ class Backward {
   const Sizes& s_;
   const Steps<Scalar> steps_;
   const int threads_;
-  Scratch scratch_;
   const int64_t blocks_;         // of units
   const Tape<Scalar, const float> tape_;
   const int64_t unit_panels_;    // of units

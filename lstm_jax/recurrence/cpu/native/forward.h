@@ -37,19 +37,9 @@ class Forward {
         output_lanes_(Lanes<Scalar>(s_.outputs)),
         block_steps_(ProjectedSteps(s_, threads_)) {}
 
-  // Takes scratch memory; the work itself is the job.
-  Job Prepare() {
-    Carver measure(nullptr);
-    Carve(measure);
-    Carver carver(scratch_.Reserve(measure.used()));
-    Carve(carver);
-    const auto body = [](void* self, int rank, Team& team) {
-      static_cast<Forward*>(self)->Body(rank, team);
-    };
-    return {threads_, body, this};
-  }
+  int threads() const { return threads_; }
 
- private:
+  // Hands out scratch memory; see Carver.
   void Carve(Carver& carver) {
     const int64_t block_rows = block_steps_ * s_.rows;
     kernel_ = carver.Floats(panels_ * input_lanes_ * kPanel);
@@ -84,6 +74,7 @@ class Forward {
     ReleaseTiles();
   }
 
+ private:
   // Packs weights and the first state; whoever is here takes part.
   void Pack(Team& team) {
     const int64_t gates = CeilDiv(panels_, kPackedTogether);
@@ -347,7 +338,6 @@ class Forward {
   const Sizes& s_;
   const Steps<Scalar> steps_;
   const int threads_;
-  Scratch scratch_;
   const int64_t blocks_;         // of units
   const int64_t panels_;         // of gates
   const int64_t output_panels_;  // of h

@@ -14,19 +14,34 @@ namespace {
 // need not wait for each other. Others run one after the other, on all cores.
 constexpr int64_t kSideBySide = 2 << 20;
 
+// A pass, with scratch memory, as a job.
+template <class Pass>
+Job Prepare(Pass& pass, Scratch& scratch) {
+  Carver measure(nullptr);
+  pass.Carve(measure);
+  Carver carver(scratch.Reserve(measure.used()));
+  pass.Carve(carver);
+  const auto body = [](void* pass, int rank, Team& team) {
+    static_cast<Pass*>(pass)->Body(rank, team);
+  };
+  return {pass.threads(), body, &pass};
+}
+
 template <class Pass, class Problem>
 void RunAll(const Problem* problems, int count, Crew& crew) {
   const Sizes& s = problems[0].sizes;
   const int64_t bytes = 4 * sizeof(*problems[0].xs) * s.units * (s.inputs + s.outputs);
   if (count == 2 && crew.limit() > 1 && bytes <= kSideBySide) {
     Pass first(problems[0], crew.limit() / 2), second(problems[1], crew.limit() / 2);
-    const Job jobs[] = {first.Prepare(), second.Prepare()};
+    Scratch scratch[2];
+    const Job jobs[] = {Prepare(first, scratch[0]), Prepare(second, scratch[1])};
     crew.Run(jobs, 2);
     return;
   }
   for (int n = 0; n < count; ++n) {
     Pass pass(problems[n], crew.limit());
-    const Job job = pass.Prepare();
+    Scratch scratch;
+    const Job job = Prepare(pass, scratch);
     crew.Run(&job, 1);
   }
 }
