@@ -165,7 +165,7 @@ class Backward {
         StoreLeft<Scalar>(LeftAt<Scalar>(dy_, z_rows_, block, start + row), dy);
       }
     }
-    Multiply<Scalar>({dy_ + (start + rows.begin) * kPanel, kPanel, z_rows_ * kPanel},
+    Multiply<Scalar>({dy_ + (start + rows.begin) * kPanel, z_rows_ * kPanel},
                      rows.size(), projection_, projection_depth_, unit_panels_,
                      {kZeros, 0, 0},
                      {dm_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
@@ -227,7 +227,7 @@ class Backward {
     if (panels.size() == 0) return;
     const Sums<float> dh = {dh_ + (panels.begin * h_rows_ + rows.begin) * kPanel,
                             kPanel, h_rows_ * kPanel};
-    Multiply<Scalar>({dz_ + (start + rows.begin) * kPanel, kPanel, z_rows_ * kPanel},
+    Multiply<Scalar>({dz_ + (start + rows.begin) * kPanel, z_rows_ * kPanel},
                      rows.size(), recurrent_ + panels.begin * depth_ * kPanel, depth_,
                      panels.size(), {dh.data, dh.row_step, dh.panel_step}, dh);
     for (int64_t row = rows.begin; row < rows.end; ++row) {

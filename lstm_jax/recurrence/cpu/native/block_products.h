@@ -136,7 +136,7 @@ class BlockProducts {
   // One panel of the gradients of the inputs.
   void Inputs(int64_t panel, const Block& block, float* dz, int rank) {
     float* sums = d_xs_ + rank * block_rows_ * kPanel;
-    Multiply<Scalar>({dz, kPanel, panel_rows_ * kPanel}, block.rows,
+    Multiply<Scalar>({dz, panel_rows_ * kPanel}, block.rows,
                      kernel_ + panel * depth_ * kPanel, depth_, 1, {kZeros, 0, 0},
                      {sums, kPanel, 0});
     const Columns columns = PlainColumns(s_.inputs, panel);

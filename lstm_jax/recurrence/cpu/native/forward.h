@@ -173,7 +173,7 @@ class Forward {
   // A step of some blocks of units, from what the inputs contribute; `z` is that of the
   // first row, for the first block.
   void Advance(int64_t n, Range rows, Range blocks, Sums<float> z) {
-    Multiply<Scalar>({h_[n % 2] + rows.begin * kPanel, kPanel, h_rows_ * kPanel},
+    Multiply<Scalar>({h_[n % 2] + rows.begin * kPanel, h_rows_ * kPanel},
                      rows.size(), recurrent_ + 2 * blocks.begin * output_lanes_ * kPanel,
                      output_lanes_, 2 * blocks.size(), {z.data, z.row_step, z.panel_step},
                      z);
@@ -192,7 +192,7 @@ class Forward {
 
   // z = bias + x * kernel, for some blocks of units, and rows from `first` on.
   void ProjectInputs(int64_t first, int64_t rows, Range blocks, Sums<float> z) {
-    Multiply<Scalar>({x_ + first * kPanel, kPanel, x_rows_ * kPanel}, rows,
+    Multiply<Scalar>({x_ + first * kPanel, x_rows_ * kPanel}, rows,
                      kernel_ + 2 * blocks.begin * input_lanes_ * kPanel, input_lanes_,
                      2 * blocks.size(), {bias_ + 2 * blocks.begin * kPanel, 0, kPanel},
                      z.At(first, 0));
@@ -266,7 +266,7 @@ class Forward {
 
   // h = m * projection kernel, of a whole step.
   void Project(int64_t n, Range rows) {
-    Multiply<Scalar>({m_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel}, rows.size(),
+    Multiply<Scalar>({m_ + rows.begin * kPanel, h_rows_ * kPanel}, rows.size(),
                      projection_, unit_lanes_, output_panels_, {kZeros, 0, 0},
                      {projected_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
     for (int64_t row = rows.begin; row < rows.end; ++row) {

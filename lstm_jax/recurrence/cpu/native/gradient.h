@@ -42,7 +42,7 @@ class WeightGradient {
     float* sums = sums_ + (one_block_ ? rank : panel) * rows_ * kPanel;
     const Sums<const float> from =
         first ? Sums<const float>{kZeros, 0, 0} : Sums<const float>{sums, kPanel, 0};
-    Multiply<Scalar>({across_, kPanel, PanelRows(rows_) * kPanel}, rows_, right, lanes, 1, from,
+    Multiply<Scalar>({across_, PanelRows(rows_) * kPanel}, rows_, right, lanes, 1, from,
                      {sums, kPanel, 0});
     if (!last) return;
     for (int64_t row = 0; row < rows_; ++row) {

@@ -18,14 +18,13 @@ namespace LSTM_ISA {
 
 constexpr int kPanel = 2 * kWidth;
 
-// The left factor: lane (row, k) is at data[row * row_step + k / kPanel * panel_step
-// + k % kPanel].
+// The left factor: lane (row, k) is at data[row * kPanel + k / kPanel * panel_step
+// + k % kPanel]. That rows are a constant apart saves the products many registers.
 struct Left {
   const float* data;
-  ptrdiff_t row_step;
   ptrdiff_t panel_step;
 
-  Left From(int64_t row) const { return {data + row * row_step, row_step, panel_step}; }
+  Left From(int64_t row) const { return {data + row * kPanel, panel_step}; }
 };
 
 // Where sums start from or go to: element (row, panel, column) is at data[row * row_step

@@ -41,7 +41,7 @@ void Tile(Left left, const float* right, ptrdiff_t right_step, int64_t depth,
   const float* a = left.data;
   const auto step = [&](ptrdiff_t k) __attribute__((always_inline)) {
     const auto lane = [&](int row) __attribute__((always_inline)) {
-      return BroadcastLane(a + row * left.row_step + k);
+      return BroadcastLane(a + row * kPanel + k);
     };
     const auto column = [&](int v) __attribute__((always_inline)) {
       return Load(right + v / 2 * right_step + v % 2 * kWidth);
@@ -157,8 +157,7 @@ void MultiplyInRegisters(Left left, int64_t rows, const float* right, int64_t de
     for (int64_t k = 0; k < depth; k += piece) {
       const int64_t size = depth - k < piece ? depth - k : piece;
       const float* panel = right + p * right_step + k * kPanel;
-      const Left part = {left.data + k / kPanel * left.panel_step, left.row_step,
-                         left.panel_step};
+      const Left part = {left.data + k / kPanel * left.panel_step, left.panel_step};
       int64_t row = 0;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const bool high = tile < higher;

@@ -36,6 +36,8 @@ class TileRegisters {
       const bool is_lower = n == 2 || n == 3 || n == 5;
       config.rows[n] = static_cast<uint8_t>(n > 5 ? kTile : is_lower ? lower : upper);
     }
+    // The intrinsic says that it reads but the first bytes.
+    asm volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
     now = wanted;
   }
@@ -68,7 +70,6 @@ inline void TwoRowsOfTiles(Left left, int upper, const float* right, int64_t dep
   const Sums<const float> from_lower = from.At(upper, 0);
   const Sums<float> to_lower = to.At(upper, 0);
   const ptrdiff_t from_step = 4 * from.row_step, to_step = 4 * to.row_step;
-  const ptrdiff_t left_step = 4 * left.row_step;
   asm volatile("" ::: "memory");  // the intrinsics do not say that they read memory
   _tile_loadd(0, from.data, from_step);
   _tile_loadd(1, from.data + kTile, from_step);
@@ -78,9 +79,9 @@ inline void TwoRowsOfTiles(Left left, int upper, const float* right, int64_t dep
     const float* a = left.data + k / kPanel * left.panel_step + k % kPanel;
     PrefetchRows(right + kTileRowsAhead * kPanel, kTile);
     _tile_loadd(6, right, 4 * kPanel);
-    _tile_loadd(4, a, left_step);
+    _tile_loadd(4, a, 4 * kPanel);
     _tile_loadd(7, right + kTile, 4 * kPanel);
-    _tile_loadd(5, a + upper * left.row_step, left_step);
+    _tile_loadd(5, a + upper * kPanel, 4 * kPanel);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
@@ -98,7 +99,6 @@ inline void TwoRowsOfTiles(Left left, int upper, const float* right, int64_t dep
 inline void OneRowOfTiles(Left left, const float* right, ptrdiff_t right_step,
                           int64_t depth, Sums<const float> from, Sums<float> to) {
   const ptrdiff_t from_step = 4 * from.row_step, to_step = 4 * to.row_step;
-  const ptrdiff_t left_step = 4 * left.row_step;
   const Sums<const float> from_second = from.At(0, 1);
   const Sums<float> to_second = to.At(0, 1);
   asm volatile("" ::: "memory");
@@ -110,7 +110,7 @@ inline void OneRowOfTiles(Left left, const float* right, ptrdiff_t right_step,
     const float* a = left.data + k / kPanel * left.panel_step + k % kPanel;
     PrefetchRows(right + kTileRowsAhead * kPanel, kTile);
     PrefetchRows(right + right_step + kTileRowsAhead * kPanel, kTile);
-    _tile_loadd(4, a, left_step);
+    _tile_loadd(4, a, 4 * kPanel);
     _tile_loadd(6, right, 4 * kPanel);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, right + kTile, 4 * kPanel);
@@ -136,7 +136,7 @@ inline void OneTile(Left left, const float* right, int64_t depth,
   _tile_loadd(1, from.data + kTile, 4 * from.row_step);
   for (int64_t k = 0; k < depth; k += kTile) {
     const float* a = left.data + k / kPanel * left.panel_step + k % kPanel;
-    _tile_loadd(4, a, 4 * left.row_step);
+    _tile_loadd(4, a, 4 * kPanel);
     _tile_loadd(6, right, 4 * kPanel);
     _tile_loadd(7, right + kTile, 4 * kPanel);
     _tile_dpbf16ps(0, 4, 6);
