@@ -69,18 +69,18 @@ class Backward {
       if (ShareRows(s_, threads_)) {
         const Range rows = Part(s_.rows, rank, team.size());
         if (rows.size()) StepsOfRows(first, last, rows);
-        team.Barrier();
+        team.Barrier(rank);
       } else {
-        StepsOfUnits(first, last, Part(output_panels_, rank, team.size()), team);
+        StepsOfUnits(first, last, rank, team);
       }
       if (s_.projected) {
         products_.PackProjectionShare(m_, block.rows, rank, team.size());
-        team.Barrier();
+        team.Barrier(rank);
       }
       sharing.Run(products_.items(), [&](int64_t item) {
         products_.Run(item, block, dz_, dy_, rank);
       });
-      team.Barrier();
+      team.Barrier(rank);
     }
     sharing.Run(s_.rows, [&](int64_t row) { Finish(row); });
     ReleaseTiles();
@@ -141,18 +141,21 @@ class Backward {
   }
 
   // The same with a barrier a step: each thread has its own panels of h.
-  void StepsOfUnits(int64_t first, int64_t last, Range mine, Team& team) {
+  void StepsOfUnits(int64_t first, int64_t last, int rank, Team& team) {
     const Range times = steps_.Times(first, last);
-    const Range rows = {0, s_.rows};
+    const Share mine(output_panels_, s_.rows, rank, team.size());
     for (int64_t n = last - 1; n >= first; --n) {
       const int64_t time = steps_.Time(n);
       const int64_t start = (time - times.begin) * s_.rows;
-      for (int64_t block = 2 * mine.begin; block < Min(2 * mine.end, blocks_);
-           ++block) {
-        Gates(n, start, rows, block);
+      for (const Piece& piece : mine) {
+        const Range panels = piece.blocks;
+        for (int64_t block = 2 * panels.begin; block < Min(2 * panels.end, blocks_);
+             ++block) {
+          Gates(n, start, piece.rows, block);
+        }
       }
-      team.Barrier();
-      Recur(time, start, rows, mine);
+      team.Barrier(rank);
+      for (const Piece& piece : mine) Recur(time, start, piece.rows, piece.blocks);
     }
   }
 

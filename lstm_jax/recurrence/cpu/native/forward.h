@@ -199,21 +199,33 @@ class Forward {
   }
 
   void RunBlocks(int rank, Team& team) {
-    const Range mine = Part(blocks_, rank, team.size());
-    const Range rows = {0, s_.rows};
+    const Share mine(blocks_, s_.rows, rank, team.size());
     for (int64_t first = 0; first < s_.steps; first += block_steps_) {
       const int64_t last = Min(first + block_steps_, s_.steps);
       const Range times = steps_.Times(first, last);
       const Range share = Part(times.size() * s_.rows, rank, team.size());
       PackRows(p_.xs + times.begin * s_.rows * s_.inputs, share.begin, share.end,
                s_.inputs, x_rows_, x_ + share.begin * kPanel);
-      team.Barrier();
-      ProjectInputs(0, times.size() * s_.rows, mine, Z().At(0, 2 * mine.begin));
+      team.Barrier(rank);
+      for (const Piece& piece : mine) ProjectPiece(times.size(), piece);
       for (int64_t n = first; n < last; ++n) {
         const int64_t row = (steps_.Time(n) - times.begin) * s_.rows;
-        Advance(n, rows, mine, Z().At(row, 2 * mine.begin));
-        team.Barrier();
+        for (const Piece& piece : mine) {
+          Advance(n, piece.rows, piece.blocks,
+                  Z().At(row + piece.rows.begin, 2 * piece.blocks.begin));
+        }
+        team.Barrier(rank);
       }
+    }
+  }
+
+  // The inputs of a block of steps, for some units and rows of each step.
+  void ProjectPiece(int64_t steps, const Piece& piece) {
+    const Range rows = piece.rows;
+    const bool whole = rows.size() == s_.rows;
+    for (int64_t step = 0; step < (whole ? 1 : steps); ++step) {
+      ProjectInputs(step * s_.rows + rows.begin, whole ? steps * s_.rows : rows.size(),
+                    piece.blocks, Z().At(0, 2 * piece.blocks.begin));
     }
   }
 

@@ -45,6 +45,49 @@ LSTM_INLINE bool ShareRows(const Sizes& s, int threads) {
   return s.projected || s.rows >= worth * threads;
 }
 
+// A part of a step: some blocks of columns, for some of the rows.
+struct Piece {
+  Range blocks;
+  Range rows;
+};
+
+// The share of one thread in `blocks` blocks of `rows` rows: whole blocks, and where
+// their number cannot be shared, some rows of the first and of the last one.
+class Share {
+ public:
+  Share(int64_t blocks, int64_t rows, int rank, int threads) {
+    Add(Cut(blocks, rows, rank, threads), Cut(blocks, rows, rank + 1, threads), rows);
+  }
+
+  const Piece* begin() const { return pieces_; }
+  const Piece* end() const { return pieces_ + count_; }
+
+ private:
+  // A product of fewer rows takes as long.
+  static constexpr int64_t kFewestRows = 4;
+
+  // Where the share of a thread begins, in rows of blocks.
+  static int64_t Cut(int64_t blocks, int64_t rows, int rank, int threads) {
+    const int64_t at = blocks * rows * rank / threads;
+    return at - at % rows % kFewestRows;
+  }
+
+  void Add(int64_t begin, int64_t end, int64_t rows) {
+    while (begin < end) {
+      const int64_t block = begin / rows, row = begin % rows;
+      // Up to the end of the last whole block, or of this one.
+      const int64_t whole = row == 0 ? Max(end / rows - block, 1) : 1;
+      const int64_t stop = Min(end, (block + whole) * rows);
+      pieces_[count_++] = {{block, block + whole},
+                           {row, whole > 1 ? rows : row + stop - begin}};
+      begin = stop;
+    }
+  }
+
+  Piece pieces_[3];
+  int count_ = 0;
+};
+
 // Steps in a block of about `rows` rows, in blocks of nearly equal size.
 LSTM_INLINE int64_t BlockSteps(const Sizes& s, int64_t rows) {
   const int64_t most = Min(Max(rows / s.rows, 1), s.steps);

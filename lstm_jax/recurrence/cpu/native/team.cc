@@ -65,20 +65,22 @@ void Team::Form(int rank) {
   } else {
     WaitUntil([this] { return joined_.load(std::memory_order_acquire) >= kClosed; });
   }
-  Barrier();
+  Barrier(rank);
   if (rank == 0) next_.store(0, std::memory_order_relaxed);
-  Barrier();
+  Barrier(rank);
 }
 
-void Team::Barrier() {
+void Team::Barrier(int rank) {
   if (size_ == 1) return;
-  const uint32_t generation = generation_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
-    return;
+  const uint32_t count = arrivals_[rank].count.load(std::memory_order_relaxed) + 1;
+  arrivals_[rank].count.store(count, std::memory_order_release);
+  for (int other = 0; other < size_; ++other) {
+    // Another member may be at the next barrier already.
+    WaitUntil([&, other] {
+      const uint32_t theirs = arrivals_[other].count.load(std::memory_order_acquire);
+      return theirs - count < 1u << 31;
+    });
   }
-  WaitUntil([&] { return generation_.load(std::memory_order_acquire) != generation; });
 }
 
 namespace {
@@ -96,7 +98,7 @@ class Jobs {
     if (entry.begun.exchange(true, std::memory_order_acq_rel)) return false;
     entry.job.body(entry.job.context, 0, entry.team);
     // Nobody works any more on memory that the caller may give back.
-    entry.team.Barrier();
+    entry.team.Barrier(0);
     entry.done.store(true, std::memory_order_release);
     return true;
   }
@@ -107,7 +109,7 @@ class Jobs {
     const int rank = entry.team.Join();
     if (rank < 0) return;
     entry.job.body(entry.job.context, rank, entry.team);
-    entry.team.Barrier();
+    entry.team.Barrier(rank);
   }
 
   void Wait(int n) {

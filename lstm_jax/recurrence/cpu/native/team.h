@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace lstm {
 
@@ -16,7 +17,7 @@ class Pool;
 
 class Team {
  public:
-  explicit Team(int limit) : limit_(limit) {}
+  explicit Team(int limit) : limit_(limit), arrivals_(new Arrivals[limit]) {}
 
   // For a thread that wants to take part; returns its rank, or -1 if it is too late.
   int Join();
@@ -28,7 +29,7 @@ class Team {
   int size() const { return size_; }
 
   // Waits until all members are here.
-  void Barrier();
+  void Barrier(int rank);
 
   // Hands out 0, 1, 2, ... A member that got a number beyond its items stops.
   int64_t Take() { return next_.fetch_add(1, std::memory_order_relaxed); }
@@ -39,8 +40,12 @@ class Team {
   const int limit_;
   int size_ = 1;
   alignas(64) std::atomic<int> joined_{1};
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
+  // How often each member has arrived at a barrier. Only it writes that, so that a
+  // barrier takes no longer than a cache line takes from one core to another.
+  struct alignas(64) Arrivals {
+    std::atomic<uint32_t> count{0};
+  };
+  std::unique_ptr<Arrivals[]> arrivals_;
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
