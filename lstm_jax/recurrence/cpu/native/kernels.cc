@@ -16,7 +16,7 @@ constexpr int64_t kSideBySide = 2 << 20;
 
 // A pass, with scratch memory, as a job.
 template <class Pass>
-Job Prepare(Pass& pass, Scratch& scratch) {
+Job Prepare(Pass& pass, const Sizes& sizes, Scratch& scratch) {
   Carver measure(nullptr);
   pass.Carve(measure);
   Carver carver(scratch.Reserve(measure.used()));
@@ -24,7 +24,7 @@ Job Prepare(Pass& pass, Scratch& scratch) {
   const auto body = [](void* pass, int rank, Team& team) {
     static_cast<Pass*>(pass)->Body(rank, team);
   };
-  return {pass.threads(), body, &pass};
+  return {pass.threads(), PatienceMicroseconds(sizes), body, &pass};
 }
 
 template <class Pass, class Problem>
@@ -34,14 +34,15 @@ void RunAll(const Problem* problems, int count, Crew& crew) {
   if (count == 2 && crew.limit() > 1 && bytes <= kSideBySide) {
     Pass first(problems[0], crew.limit() / 2), second(problems[1], crew.limit() / 2);
     Scratch scratch[2];
-    const Job jobs[] = {Prepare(first, scratch[0]), Prepare(second, scratch[1])};
+    const Job jobs[] = {Prepare(first, s, scratch[0]),
+                        Prepare(second, s, scratch[1])};
     crew.Run(jobs, 2);
     return;
   }
   for (int n = 0; n < count; ++n) {
     Pass pass(problems[n], crew.limit());
     Scratch scratch;
-    const Job job = Prepare(pass, scratch);
+    const Job job = Prepare(pass, s, scratch);
     crew.Run(&job, 1);
   }
 }

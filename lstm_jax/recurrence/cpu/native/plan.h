@@ -31,10 +31,19 @@ constexpr int64_t kRowsWorth = 64;
 constexpr int64_t kRowsWorthSmall = 4;
 constexpr int64_t kSmallWeights = 256 << 10;
 
+LSTM_INLINE double Operations(const Sizes& s) {
+  return 8.0 * s.steps * s.rows * s.units * (s.inputs + s.outputs);
+}
+
+// A thread that is missing is missing to the end: it is worth some percent of a call's
+// time to wait for it.
+LSTM_INLINE int64_t PatienceMicroseconds(const Sizes& s) {
+  return 50 + static_cast<int64_t>(1e-7 * Operations(s));
+}
+
 LSTM_INLINE int ChooseThreads(const Sizes& s, int limit) {
   const double step = 8.0 * s.rows * s.units * s.outputs;
-  const double call = s.steps * (step + 8.0 * s.rows * s.units * s.inputs);
-  if (step < kStepWorth || call < kCallWorth) return 1;
+  if (step < kStepWorth || Operations(s) < kCallWorth) return 1;
   const int64_t most = s.projected ? s.rows : Max(s.rows, CeilDiv(s.units, kPanel));
   return static_cast<int>(Min(limit, most));
 }

@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -18,8 +19,6 @@ namespace {
 // How often a waiting thread looks before it lets others run: about 20 microseconds.
 // Another process may have taken the core of whoever it is waiting for.
 constexpr int kSpins = 1000;
-// How long the first member waits for others, once it has no work of its own left.
-constexpr int kJoinSpins = 2000;
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -52,12 +51,18 @@ int Team::Join() {
   return -1;
 }
 
+void Team::Await() const {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::microseconds(patience_us_);
+  // Whoever is missing may be waiting for this very core.
+  WaitUntil([&] {
+    return joined_.load(std::memory_order_relaxed) == limit_ || Clock::now() >= end;
+  });
+}
+
 void Team::Form(int rank) {
   if (rank == 0) {
-    for (int spin = 0; spin < kJoinSpins; ++spin) {
-      if (joined_.load(std::memory_order_relaxed) == limit_) break;
-      Pause();
-    }
+    Await();
     size_ = joined_.load(std::memory_order_relaxed);
     while (!joined_.compare_exchange_weak(size_, size_ | kClosed,
                                           std::memory_order_acq_rel)) {
@@ -118,7 +123,7 @@ class Jobs {
 
  private:
   struct Entry {
-    explicit Entry(const Job& job) : job(job), team(job.threads) {}
+    explicit Entry(const Job& job) : job(job), team(job.threads, job.patience_us) {}
     const Job job;
     Team team;
     std::atomic<bool> begun{false};

@@ -17,7 +17,10 @@ class Pool;
 
 class Team {
  public:
-  explicit Team(int limit) : limit_(limit), arrivals_(new Arrivals[limit]) {}
+  // The first member waits `patience_us` microseconds for others, once it has no work of
+  // its own left.
+  Team(int limit, int64_t patience_us)
+      : limit_(limit), patience_us_(patience_us), arrivals_(new Arrivals[limit]) {}
 
   // For a thread that wants to take part; returns its rank, or -1 if it is too late.
   int Join();
@@ -37,7 +40,10 @@ class Team {
  private:
   static constexpr int kClosed = 1 << 20;
 
+  void Await() const;
+
   const int limit_;
+  const int64_t patience_us_;
   int size_ = 1;
   alignas(64) std::atomic<int> joined_{1};
   // How often each member has arrived at a barrier. Only it writes that, so that a
@@ -71,9 +77,11 @@ class Sharing {
   int64_t first_ = 0;
 };
 
-// `body(context, rank, team)` runs on up to `threads` threads.
+// `body(context, rank, team)` runs on up to `threads` threads. Those that have not begun
+// when there is nothing left to prepare are waited for, but not longer than `patience_us`.
 struct Job {
   int threads;
+  int64_t patience_us;
   void (*body)(void*, int, Team&);
   void* context;
 };
