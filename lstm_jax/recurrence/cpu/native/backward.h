@@ -140,7 +140,8 @@ class Backward {
     }
   }
 
-  // The same with a barrier a step: each thread has its own panels of h.
+  // The same with a barrier a step: each thread has its own panels of h, or
+  // rows of a panel.
   void StepsOfUnits(int64_t first, int64_t last, int rank, Team& team) {
     const Range times = steps_.Times(first, last);
     const Share mine(output_panels_, s_.rows, rank, team.size());

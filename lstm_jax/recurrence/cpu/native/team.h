@@ -1,8 +1,9 @@
 // Threads that work on one call together.
 //
 // XLA's pool may run a task late or, when other calls fill it, not before this call is
-// over. So nobody waits for a task that has not begun: the calling thread starts to
-// work at once, and those tasks that begin while it packs the weights become its team.
+// over. So nobody waits long for a task that has not begun: the calling thread starts to
+// work at once, and those tasks that begin while it packs the weights, or a little
+// later where the call is long, become its team.
 #ifndef LSTM_JAX_TEAM_H_
 #define LSTM_JAX_TEAM_H_
 
@@ -31,7 +32,7 @@ class Team {
 
   int size() const { return size_; }
 
-  // Waits until all members are here.
+  // Waits until all members are here; `rank` is the caller's own.
   void Barrier(int rank);
 
   // Hands out 0, 1, 2, ... A member that got a number beyond its items stops.
