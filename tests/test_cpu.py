@@ -70,6 +70,7 @@ SHAPES = [
     (7, 9, 16, 65, None),
     (32, 6, 50, 48, None),
     (45, 11, 3, 40, None),
+    (20, 5, 30, 200, None),  # an odd number of blocks on two threads: one cut by rows
     (3, 5, 9, 12, 11),
     (30, 8, 40, 50, 19),
 ]
