@@ -77,6 +77,12 @@ class Backward {
         products_.PackProjectionShare(m_, block.rows, rank, team.size());
         team.Barrier(rank);
       }
+      if (products_.right_items()) {
+        sharing.Run(products_.right_items(), [&](int64_t item) {
+          products_.PackRightFactor(item, block, dz_, dy_);
+        });
+        team.Barrier(rank);
+      }
       sharing.Run(products_.items(), [&](int64_t item) {
         products_.Run(item, block, dz_, dy_, rank);
       });
@@ -170,7 +176,8 @@ class Backward {
       }
     }
     Multiply<Scalar>({dy_ + (start + rows.begin) * kPanel, z_rows_ * kPanel},
-                     rows.size(), projection_, projection_depth_, unit_panels_,
+                     rows.size(), {projection_, projection_depth_ * kPanel},
+                     projection_depth_, unit_panels_,
                      {kZeros, 0, 0},
                      {dm_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
   }
@@ -232,7 +239,8 @@ class Backward {
     const Sums<float> dh = {dh_ + (panels.begin * h_rows_ + rows.begin) * kPanel,
                             kPanel, h_rows_ * kPanel};
     Multiply<Scalar>({dz_ + (start + rows.begin) * kPanel, z_rows_ * kPanel},
-                     rows.size(), recurrent_ + panels.begin * depth_ * kPanel, depth_,
+                     rows.size(),
+                     {recurrent_ + panels.begin * depth_ * kPanel, depth_ * kPanel}, depth_,
                      panels.size(), {dh.data, dh.row_step, dh.panel_step}, dh);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       if (!steps_.Reset(time, row)) continue;

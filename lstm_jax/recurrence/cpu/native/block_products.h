@@ -3,6 +3,8 @@
 #ifndef LSTM_JAX_BLOCK_PRODUCTS_H_
 #define LSTM_JAX_BLOCK_PRODUCTS_H_
 
+#include <initializer_list>
+
 #include "gradient.h"
 
 namespace lstm {
@@ -31,18 +33,18 @@ class BlockProducts {
         input_panels_(p_.d_xs ? CeilDiv(s_.inputs, kPanel) : 0),
         projection_panels_(p_.d_projection ? CeilDiv(s_.outputs, kPanel) : 0),
         depth_(GateDepth(s_.units) / kPerLane<Scalar>),
-        d_kernel_(p_.d_kernel, s_.inputs, 4 * s_.units),
-        d_recurrent_(p_.d_recurrent, s_.outputs, 4 * s_.units),
-        d_projection_(p_.d_projection, s_.units, s_.outputs) {}
+        d_kernel_(p_.d_kernel, s_.inputs, 4 * s_.units, gate_panels_),
+        d_recurrent_(p_.d_recurrent, s_.outputs, 4 * s_.units, gate_panels_),
+        d_projection_(p_.d_projection, s_.units, s_.outputs, projection_panels_) {}
 
   void Carve(Carver& carver, bool one_block, int threads) {
     kernel_ = carver.Floats(input_panels_ * depth_ * kPanel);
     d_bias_ = carver.Floats(gate_panels_ * kPanel);
     d_xs_ = carver.Floats(input_panels_ ? threads * block_rows_ * kPanel : 0);
-    right_ = carver.Floats(threads * Lanes<Scalar>(block_rows_) * kPanel);
-    d_kernel_.Carve(carver, block_rows_, gate_panels_, one_block, threads);
-    d_recurrent_.Carve(carver, block_rows_, gate_panels_, one_block, threads);
-    d_projection_.Carve(carver, block_rows_, projection_panels_, one_block, threads);
+    right_ = carver.Floats(right_items() * RightStep());
+    d_kernel_.Carve(carver, block_rows_, one_block, threads);
+    d_recurrent_.Carve(carver, block_rows_, one_block, threads);
+    d_projection_.Carve(carver, block_rows_, one_block, threads);
   }
 
   // Weights are packed in so many items.
@@ -80,17 +82,44 @@ class BlockProducts {
     }
   }
 
+  // Before the products, where lanes are pairs, dz and dy are packed again, as right
+  // factors, in so many items.
+  int64_t right_items() const {
+    return kPaired<Scalar> ? gate_panels_ + projection_panels_ : 0;
+  }
+
+  void PackRightFactor(int64_t item, const Block& block, float* dz, float* dy) {
+    const bool gates = item < gate_panels_;
+    PackRight<Scalar>(gates ? dz : dy, panel_rows_,
+                      2 * (gates ? item : item - gate_panels_), block.rows,
+                      right_ + item * RightStep());
+  }
+
   // A block's products are so many items.
-  int64_t items() const { return gate_panels_ + input_panels_ + projection_panels_; }
+  int64_t items() const {
+    return d_kernel_.items() + d_recurrent_.items() + d_projection_.items() +
+           input_panels_ + bias_items();
+  }
 
   // One of them. `dz` and `dy`, the gradients of projected h, are left factors.
   void Run(int64_t item, const Block& block, float* dz, float* dy, int rank) {
-    if (item < gate_panels_) return Gates(item, block, dz, rank);
-    item -= gate_panels_;
+    const int64_t lanes = Lanes<Scalar>(block.rows);
+    const auto gate_columns = [&](int64_t panel) { return GateColumns(s_.units, panel); };
+    for (WeightGradient<Scalar>* gradient : {&d_kernel_, &d_recurrent_}) {
+      if (item < gradient->items()) {
+        return gradient->Add(item, RightFactor(dz, 0), lanes, gate_columns, block.first,
+                             block.last, rank);
+      }
+      item -= gradient->items();
+    }
+    if (item < d_projection_.items()) {
+      const auto columns = [&](int64_t panel) { return PlainColumns(s_.outputs, panel); };
+      return d_projection_.Add(item, RightFactor(dy, gate_panels_), lanes, columns,
+                               block.first, block.last, rank);
+    }
+    item -= d_projection_.items();
     if (item < input_panels_) return Inputs(item, block, dz, rank);
-    item -= input_panels_;
-    d_projection_.Add(item, PlainColumns(s_.outputs, item), Right(dy, item, block, rank),
-                      Lanes<Scalar>(block.rows), block.first, block.last, rank);
+    Bias((item - input_panels_) * kPanelsTogether, block, dz);
   }
 
  private:
@@ -107,29 +136,34 @@ class BlockProducts {
     return p_.ys + (before * s_.rows + row) * s_.outputs;
   }
 
-  // A panel of dz or dy as a right factor.
-  const float* Right(float* left, int64_t panel, const Block& block, int rank) const {
-    float* to = right_ + rank * Lanes<Scalar>(block_rows_) * kPanel;
-    return RightOf<Scalar>(left, panel_rows_, 2 * panel, block.rows, to);
+  // dz or dy as a right factor, whose first panel is number `first` of all that are
+  // packed again.
+  Right RightFactor(float* left, int64_t first) const {
+    if constexpr (kPaired<Scalar>) return {right_ + first * RightStep(), RightStep()};
+    return {left, panel_rows_ * kPanel};
   }
 
-  // The gradients of one panel of columns of the kernels and of the bias.
-  void Gates(int64_t panel, const Block& block, float* dz, int rank) {
-    const Columns columns = GateColumns(s_.units, panel);
-    const float* right = Right(dz, panel, block, rank);
-    const int64_t lanes = Lanes<Scalar>(block.rows);
-    d_kernel_.Add(panel, columns, right, lanes, block.first, block.last, rank);
-    d_recurrent_.Add(panel, columns, right, lanes, block.first, block.last, rank);
-    if (!p_.d_bias) return;
-    for (int v = 0; v < 2; ++v) {
-      float* bias = d_bias_ + panel * kPanel + v * kWidth;
-      Vec sum = block.first ? Vec{} : Load(bias);
-      const float* from = LeftAt<Scalar>(dz, panel_rows_, 2 * panel + v, 0);
-      for (int64_t row = 0; row < block.rows; ++row) {
-        sum += LoadLeft<Scalar>(from + row * kPanel);
+  int64_t RightStep() const { return PanelRows(Lanes<Scalar>(block_rows_)) * kPanel; }
+
+  int64_t bias_items() const {
+    return p_.d_bias ? CeilDiv(gate_panels_, kPanelsTogether) : 0;
+  }
+
+  // The gradients of some panels of the bias, from `panel` on.
+  void Bias(int64_t panel, const Block& block, float* dz) {
+    const int64_t end = Min(panel + kPanelsTogether, gate_panels_);
+    for (; panel < end; ++panel) {
+      const Columns columns = GateColumns(s_.units, panel);
+      for (int v = 0; v < 2; ++v) {
+        float* bias = d_bias_ + panel * kPanel + v * kWidth;
+        Vec sum = block.first ? Vec{} : Load(bias);
+        const float* from = LeftAt<Scalar>(dz, panel_rows_, 2 * panel + v, 0);
+        for (int64_t row = 0; row < block.rows; ++row) {
+          sum += LoadLeft<Scalar>(from + row * kPanel);
+        }
+        Store(bias, sum);
+        StoreUpTo(p_.d_bias + columns.start[v], sum, columns.count[v]);
       }
-      Store(bias, sum);
-      StoreUpTo(p_.d_bias + columns.start[v], sum, columns.count[v]);
     }
   }
 
@@ -137,7 +171,7 @@ class BlockProducts {
   void Inputs(int64_t panel, const Block& block, float* dz, int rank) {
     float* sums = d_xs_ + rank * block_rows_ * kPanel;
     Multiply<Scalar>({dz, panel_rows_ * kPanel}, block.rows,
-                     kernel_ + panel * depth_ * kPanel, depth_, 1, {kZeros, 0, 0},
+                     {kernel_ + panel * depth_ * kPanel, 0}, depth_, 1, {kZeros, 0, 0},
                      {sums, kPanel, 0});
     const Columns columns = PlainColumns(s_.inputs, panel);
     for (int64_t row = 0; row < block.rows; ++row) {
@@ -164,8 +198,9 @@ class BlockProducts {
 
   float* kernel_ = nullptr;  // transposed, in panels
   float* d_bias_ = nullptr;
-  // For each thread: one panel of input gradients, and one that is a right factor.
+  // One panel of input gradients for each thread.
   float* d_xs_ = nullptr;
+  // dz and dy as right factors, if that is not what they are.
   float* right_ = nullptr;
 };
 

@@ -174,7 +174,7 @@ class Forward {
   // first row, for the first block.
   void Advance(int64_t n, Range rows, Range blocks, Sums<float> z) {
     Multiply<Scalar>({h_[n % 2] + rows.begin * kPanel, h_rows_ * kPanel},
-                     rows.size(), recurrent_ + 2 * blocks.begin * output_lanes_ * kPanel,
+                     rows.size(), PanelsOf(recurrent_, output_lanes_, blocks),
                      output_lanes_, 2 * blocks.size(), {z.data, z.row_step, z.panel_step},
                      z);
     // All gates are computed before any is used, so that the processor need not wait for
@@ -193,9 +193,14 @@ class Forward {
   // z = bias + x * kernel, for some blocks of units, and rows from `first` on.
   void ProjectInputs(int64_t first, int64_t rows, Range blocks, Sums<float> z) {
     Multiply<Scalar>({x_ + first * kPanel, x_rows_ * kPanel}, rows,
-                     kernel_ + 2 * blocks.begin * input_lanes_ * kPanel, input_lanes_,
+                     PanelsOf(kernel_, input_lanes_, blocks), input_lanes_,
                      2 * blocks.size(), {bias_ + 2 * blocks.begin * kPanel, 0, kPanel},
                      z.At(first, 0));
+  }
+
+  // The panels of some blocks of units.
+  static Right PanelsOf(const float* weights, int64_t lanes, Range blocks) {
+    return {weights + 2 * blocks.begin * lanes * kPanel, lanes * kPanel};
   }
 
   void RunBlocks(int rank, Team& team) {
@@ -279,7 +284,8 @@ class Forward {
   // h = m * projection kernel, of a whole step.
   void Project(int64_t n, Range rows) {
     Multiply<Scalar>({m_ + rows.begin * kPanel, h_rows_ * kPanel}, rows.size(),
-                     projection_, unit_lanes_, output_panels_, {kZeros, 0, 0},
+                     {projection_, unit_lanes_ * kPanel}, unit_lanes_, output_panels_,
+                     {kZeros, 0, 0},
                      {projected_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const int64_t time = steps_.Time(n);

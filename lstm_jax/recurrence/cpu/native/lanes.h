@@ -27,6 +27,15 @@ struct Left {
   Left From(int64_t row) const { return {data + row * kPanel, panel_step}; }
 };
 
+// The right factor: lane (k, column) of panel p is at data[p * panel_step + k * kPanel
+// + column].
+struct Right {
+  const float* data;
+  ptrdiff_t panel_step;
+
+  Right From(int64_t panel) const { return {data + panel * panel_step, panel_step}; }
+};
+
 // Where sums start from or go to: element (row, panel, column) is at data[row * row_step
 // + panel * panel_step + column]. With steps of 0 it is the same for all rows.
 template <class Float>

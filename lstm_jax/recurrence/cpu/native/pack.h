@@ -224,26 +224,20 @@ LSTM_INLINE float* LeftAt(float* panels, int64_t panel_rows, int64_t block, int6
   return panels + (lane / kPanel * panel_rows + row) * kPanel + lane % kPanel;
 }
 
-// A right factor from a left one: kPanel of its columns, from block `block` of kWidth on.
-// Where lanes are single it stands there already; else pairs of rows go to `to`.
+// A panel of a right factor from a left one of pairs: kPanel of its columns, from block
+// `block` of kWidth on. Single lanes need none: their left factor is a right one too.
 template <class Scalar>
-LSTM_INLINE const float* RightOf(float* left, int64_t panel_rows, int64_t block,
-                                 int64_t rows, float* to) {
-  if constexpr (!kPaired<Scalar>) {
-    return LeftAt<Scalar>(left, panel_rows, block, 0);
-  } else {
-    const int64_t lanes = Lanes<Scalar>(rows);
-    for (int v = 0; v < 2; ++v) {
-      const float* at = LeftAt<Scalar>(left, panel_rows, block + v, 0);
-      const auto load = [&](int64_t row) {
-        return row < rows ? LoadLeft<Scalar>(at + row * kPanel) : Vec{};
-      };
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        Store(to + lane * kPanel + v * kWidth,
-              RightLanes(load(2 * lane), load(2 * lane + 1)));
-      }
+void PackRight(float* left, int64_t panel_rows, int64_t block, int64_t rows, float* to) {
+  const int64_t lanes = Lanes<Scalar>(rows);
+  for (int v = 0; v < 2; ++v) {
+    const float* at = LeftAt<Scalar>(left, panel_rows, block + v, 0);
+    const auto load = [&](int64_t row) {
+      return row < rows ? LoadLeft<Scalar>(at + row * kPanel) : Vec{};
+    };
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      Store(to + lane * kPanel + v * kWidth,
+            RightLanes(load(2 * lane), load(2 * lane + 1)));
     }
-    return to;
   }
 }
 

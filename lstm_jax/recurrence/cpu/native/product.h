@@ -26,8 +26,8 @@ struct Ahead {
 
 // One tile: kRows rows by kPanels panels, all sums in registers.
 template <bool kPairs, int kRows, int kPanels>
-void Tile(Left left, const float* right, ptrdiff_t right_step, int64_t depth,
-          Ahead ahead, Sums<const float> from, Sums<float> to) {
+void Tile(Left left, Right right, int64_t depth, Ahead ahead, Sums<const float> from,
+          Sums<float> to) {
   Vec sums[kRows][2 * kPanels];
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
@@ -39,12 +39,13 @@ void Tile(Left left, const float* right, ptrdiff_t right_step, int64_t depth,
     }
   }
   const float* a = left.data;
+  const float* b_row = right.data;
   const auto step = [&](ptrdiff_t k) __attribute__((always_inline)) {
     const auto lane = [&](int row) __attribute__((always_inline)) {
       return BroadcastLane(a + row * kPanel + k);
     };
     const auto column = [&](int v) __attribute__((always_inline)) {
-      return Load(right + v / 2 * right_step + v % 2 * kWidth);
+      return Load(b_row + v / 2 * right.panel_step + v % 2 * kWidth);
     };
     // The smaller side of the tile is loaded first, and kept: so all fits the
     // registers.
@@ -75,7 +76,7 @@ void Tile(Left left, const float* right, ptrdiff_t right_step, int64_t depth,
     }
     __builtin_prefetch(ahead.data, 0, 2);
     ahead.data += ahead.step;
-    right += kPanel;
+    b_row += kPanel;
   };
   for (; depth >= kPanel; depth -= kPanel) {
 #pragma GCC unroll 4
@@ -100,28 +101,27 @@ constexpr int PanelsAtOnce(int rows) {
   return 8 * rows <= kTileRows * 2 ? 4 : 4 * rows <= kTileRows * 2 ? 2 : 1;
 }
 
-LSTM_INLINE Ahead AheadOf(Ahead ahead, int64_t panel, ptrdiff_t right_step) {
-  return {ahead.data + panel * right_step, ahead.step};
+LSTM_INLINE Ahead AheadOf(Ahead ahead, int64_t panel, Right right) {
+  return {ahead.data + panel * right.panel_step, ahead.step};
 }
 
 // `panels` panels of one row of tiles.
 template <bool kPairs, int kRows>
-void TileRow(Left left, const float* right, ptrdiff_t right_step, int64_t depth,
-             Ahead ahead, int64_t panels, Sums<const float> from, Sums<float> to) {
+void TileRow(Left left, Right right, int64_t depth, Ahead ahead, int64_t panels,
+             Sums<const float> from, Sums<float> to) {
   constexpr int kAtOnce = PanelsAtOnce(kRows);
   int64_t p = 0;
   for (; p + kAtOnce <= panels; p += kAtOnce) {
-    Tile<kPairs, kRows, kAtOnce>(left, right + p * right_step, right_step, depth,
-                                 AheadOf(ahead, p, right_step), from.At(0, p),
-                                 to.At(0, p));
+    Tile<kPairs, kRows, kAtOnce>(left, right.From(p), depth, AheadOf(ahead, p, right),
+                                 from.At(0, p), to.At(0, p));
   }
   for (; p < panels; ++p) {
-    Tile<kPairs, kRows, 1>(left, right + p * right_step, right_step, depth,
-                           AheadOf(ahead, p, right_step), from.At(0, p), to.At(0, p));
+    Tile<kPairs, kRows, 1>(left, right.From(p), depth, AheadOf(ahead, p, right),
+                           from.At(0, p), to.At(0, p));
   }
 }
 
-using TileRowFunction = void (*)(Left, const float*, ptrdiff_t, int64_t, Ahead, int64_t,
+using TileRowFunction = void (*)(Left, Right, int64_t, Ahead, int64_t,
                                  Sums<const float>, Sums<float>);
 
 template <bool kPairs, int kRows>
@@ -138,7 +138,7 @@ struct TileRows<kPairs, 0> {
 };
 
 template <bool kPairs>
-void MultiplyInRegisters(Left left, int64_t rows, const float* right, int64_t depth,
+void MultiplyInRegisters(Left left, int64_t rows, Right right, int64_t depth,
                          int64_t panels, Sums<const float> from, Sums<float> to) {
   // Tiles of nearly equal heights.
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
@@ -147,7 +147,6 @@ void MultiplyInRegisters(Left left, int64_t rows, const float* right, int64_t de
   const TileRowFunction tile_row[2] = {
       TileRows<kPairs, kTileRows>::Of(low),
       higher ? TileRows<kPairs, kTileRows>::Of(low + 1) : nullptr};
-  const ptrdiff_t right_step = depth * kPanel;
   // One row of tiles reads the panels but once: it may take several side by side.
   const int64_t at_once = tiles == 1 ? panels : 1;
   const int64_t piece = tiles == 1 ? depth : kDepth;
@@ -156,7 +155,7 @@ void MultiplyInRegisters(Left left, int64_t rows, const float* right, int64_t de
     const Sums<float> end = to.At(0, p);
     for (int64_t k = 0; k < depth; k += piece) {
       const int64_t size = depth - k < piece ? depth - k : piece;
-      const float* panel = right + p * right_step + k * kPanel;
+      const float* panel = right.From(p).data + k * kPanel;
       const Left part = {left.data + k / kPanel * left.panel_step, left.panel_step};
       int64_t row = 0;
       for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -166,7 +165,7 @@ void MultiplyInRegisters(Left left, int64_t rows, const float* right, int64_t de
                                 ? Ahead{panel + kRowsAhead * kPanel, kPanel}
                                 : Ahead{panel + (size + size * tile / tiles) * kPanel,
                                         kPanel / tiles + 1};
-        tile_row[high](part.From(row), panel, right_step, size, ahead, at_once,
+        tile_row[high](part.From(row), {panel, right.panel_step}, size, ahead, at_once,
                        start.At(row, 0), end.At(row, 0));
         row += low + high;
       }
@@ -177,10 +176,10 @@ void MultiplyInRegisters(Left left, int64_t rows, const float* right, int64_t de
 
 // to = from + left * right, for `rows` rows and `panels` panels.
 //
-// `right` holds panels of `depth` rows of lanes. `from` may be `to` itself.
+// The depth is in lanes. `from` may be `to` itself.
 template <class Scalar>
-void Multiply(Left left, int64_t rows, const float* right, int64_t depth,
-              int64_t panels, Sums<const float> from, Sums<float> to) {
+void Multiply(Left left, int64_t rows, Right right, int64_t depth, int64_t panels,
+              Sums<const float> from, Sums<float> to) {
 #if defined(__AMX_BF16__)
   if constexpr (kPaired<Scalar>) {
     return MultiplyInTiles(left, rows, right, depth, panels, from, to);

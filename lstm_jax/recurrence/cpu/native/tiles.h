@@ -96,11 +96,13 @@ inline void TwoRowsOfTiles(Left left, int upper, const float* right, int64_t dep
 }
 
 // Up to 16 rows by two panels.
-inline void OneRowOfTiles(Left left, const float* right, ptrdiff_t right_step,
-                          int64_t depth, Sums<const float> from, Sums<float> to) {
+inline void OneRowOfTiles(Left left, Right right, int64_t depth, Sums<const float> from,
+                          Sums<float> to) {
   const ptrdiff_t from_step = 4 * from.row_step, to_step = 4 * to.row_step;
   const Sums<const float> from_second = from.At(0, 1);
   const Sums<float> to_second = to.At(0, 1);
+  const float* first = right.data;
+  const float* second = right.From(1).data;
   asm volatile("" ::: "memory");
   _tile_loadd(0, from.data, from_step);
   _tile_loadd(1, from.data + kTile, from_step);
@@ -108,18 +110,19 @@ inline void OneRowOfTiles(Left left, const float* right, ptrdiff_t right_step,
   _tile_loadd(3, from_second.data + kTile, from_step);
   for (int64_t k = 0; k < depth; k += kTile) {
     const float* a = left.data + k / kPanel * left.panel_step + k % kPanel;
-    PrefetchRows(right + kTileRowsAhead * kPanel, kTile);
-    PrefetchRows(right + right_step + kTileRowsAhead * kPanel, kTile);
+    PrefetchRows(first + kTileRowsAhead * kPanel, kTile);
+    PrefetchRows(second + kTileRowsAhead * kPanel, kTile);
     _tile_loadd(4, a, 4 * kPanel);
-    _tile_loadd(6, right, 4 * kPanel);
+    _tile_loadd(6, first, 4 * kPanel);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, right + kTile, 4 * kPanel);
+    _tile_loadd(7, first + kTile, 4 * kPanel);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(6, right + right_step, 4 * kPanel);
+    _tile_loadd(6, second, 4 * kPanel);
     _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(7, right + right_step + kTile, 4 * kPanel);
+    _tile_loadd(7, second + kTile, 4 * kPanel);
     _tile_dpbf16ps(3, 4, 7);
-    right += kTile * kPanel;
+    first += kTile * kPanel;
+    second += kTile * kPanel;
   }
   _tile_stored(0, to.data, to_step);
   _tile_stored(1, to.data + kTile, to_step);
@@ -149,20 +152,18 @@ inline void OneTile(Left left, const float* right, int64_t depth,
 }
 
 // The product of lanes of pairs; the arguments are those of Multiply.
-inline void MultiplyInTiles(Left left, int64_t rows, const float* right, int64_t depth,
+inline void MultiplyInTiles(Left left, int64_t rows, Right right, int64_t depth,
                             int64_t panels, Sums<const float> from, Sums<float> to) {
-  const ptrdiff_t right_step = depth * kPanel;
   if (rows <= kTile) {
     // The lower half are the same rows of a second panel.
     const int height = static_cast<int>(rows);
     TileRegisters::SetUp(height, height);
     int64_t p = 0;
     for (; p + 2 <= panels; p += 2) {
-      OneRowOfTiles(left, right + p * right_step, right_step, depth, from.At(0, p),
-                    to.At(0, p));
+      OneRowOfTiles(left, right.From(p), depth, from.At(0, p), to.At(0, p));
     }
     if (p < panels) {
-      OneTile(left, right + p * right_step, depth, from.At(0, p), to.At(0, p));
+      OneTile(left, right.From(p).data, depth, from.At(0, p), to.At(0, p));
     }
     return;
   }
@@ -174,8 +175,8 @@ inline void MultiplyInTiles(Left left, int64_t rows, const float* right, int64_t
       const int height = static_cast<int>(rows * (pass + 1) / passes - row);
       const int upper = (height + 1) / 2;
       TileRegisters::SetUp(upper, height - upper);
-      TwoRowsOfTiles(left.From(row), upper, right + p * right_step, depth,
-                     from.At(row, p), to.At(row, p));
+      TwoRowsOfTiles(left.From(row), upper, right.From(p).data, depth, from.At(row, p),
+                     to.At(row, p));
     }
   }
 }
