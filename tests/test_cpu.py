@@ -71,6 +71,7 @@ SHAPES = [
     (32, 6, 50, 48, None),
     (45, 11, 3, 40, None),
     (20, 5, 30, 200, None),  # an odd number of blocks on two threads: one cut by rows
+    (9, 47, 110, 130, None),  # weight gradients in several parts, over several blocks
     (3, 5, 9, 12, 11),
     (30, 8, 40, 50, 19),
 ]
@@ -93,10 +94,11 @@ def test_agrees_with_the_reference(index):
 
 
 @pytest.mark.parametrize("names", [(), ALL], ids=["none", "all"])
-@pytest.mark.parametrize("shape", [(3, 9), (30, 20)])
-def test_agrees_in_bfloat16(shape, names):
-    cell = lj.LSTMCell(20, 24)
-    options = dict(names=names, shape=shape, dtype="bfloat16")
+@pytest.mark.parametrize("sizes", [(3, 9, 20, 24), (30, 20, 20, 24), (9, 47, 110, 130)])
+def test_agrees_in_bfloat16(sizes, names):
+    B, T, I, H = sizes
+    cell = lj.LSTMCell(I, H)
+    options = dict(names=names, shape=(B, T), dtype="bfloat16")
     actual = program(cell, "cpu", **options)()
     assert_close(actual, program(cell, "xla", **options)(), "bfloat16")
     (state, ys), _ = actual
