@@ -199,7 +199,8 @@ def test_hessian_agrees_both_ways_with_the_reference():
 
 DIRECTIONS = {
     "small": (lj.LSTM(9, 20, bidirectional=True), 3, 30),
-    "large": (lj.LSTM(80, 300, bidirectional=True), 2, 4),
+    "large": (lj.LSTM(100, 350, bidirectional=True), 2, 4),
+    "large, many rows": (lj.LSTM(100, 350, bidirectional=True), 17, 3),
     "projected": (lj.LSTM(5, 33, bidirectional=True, proj_size=10), 16, 40),
 }
 

@@ -10,9 +10,19 @@ namespace lstm {
 namespace LSTM_ISA {
 namespace {
 
-// Two directions whose weights stay in the caches of one core each run side by side, and
-// need not wait for each other. Others run one after the other, on all cores.
+// Two directions run side by side, and no thread waits for another at every step, where
+// the weights of each stay in the caches of a core, or where there are so many rows that
+// reading weights from farther away takes no time that counts. Others run one after the
+// other, on all cores.
 constexpr int64_t kSideBySide = 2 << 20;
+constexpr int64_t kSideBySideRows = 16;
+
+template <class Scalar>
+bool SideBySide(const Sizes& s) {
+  const int64_t bytes = 4 * sizeof(Scalar) * s.units * (s.inputs + s.outputs);
+  // Pairs are multiplied too fast for any number of rows to make up for it.
+  return bytes <= kSideBySide || (!kPaired<Scalar> && s.rows >= kSideBySideRows);
+}
 
 // A pass, with scratch memory, as a job.
 template <class Pass>
@@ -27,11 +37,10 @@ Job Prepare(Pass& pass, const Sizes& sizes, Scratch& scratch) {
   return {pass.threads(), PatienceMicroseconds(sizes), body, &pass};
 }
 
-template <class Pass, class Problem>
+template <class Scalar, class Pass, class Problem>
 void RunAll(const Problem* problems, int count, Crew& crew) {
   const Sizes& s = problems[0].sizes;
-  const int64_t bytes = 4 * sizeof(*problems[0].xs) * s.units * (s.inputs + s.outputs);
-  if (count == 2 && crew.limit() > 1 && bytes <= kSideBySide) {
+  if (count == 2 && crew.limit() > 1 && SideBySide<Scalar>(s)) {
     Pass first(problems[0], crew.limit() / 2), second(problems[1], crew.limit() / 2);
     Scratch scratch[2];
     const Job jobs[] = {Prepare(first, s, scratch[0]),
@@ -49,12 +58,12 @@ void RunAll(const Problem* problems, int count, Crew& crew) {
 
 template <class Scalar>
 void RunForward(const ForwardProblem<Scalar>* problems, int count, Crew& crew) {
-  RunAll<Forward<Scalar>>(problems, count, crew);
+  RunAll<Scalar, Forward<Scalar>>(problems, count, crew);
 }
 
 template <class Scalar>
 void RunBackward(const BackwardProblem<Scalar>* problems, int count, Crew& crew) {
-  RunAll<Backward<Scalar>>(problems, count, crew);
+  RunAll<Scalar, Backward<Scalar>>(problems, count, crew);
 }
 
 template <class Function>
