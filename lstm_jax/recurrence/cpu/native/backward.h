@@ -83,7 +83,7 @@ class Backward {
         });
         team.Barrier(rank);
       }
-      sharing.Run(products_.items(), [&](int64_t item) {
+      sharing.Run(products_.items(block), [&](int64_t item) {
         products_.Run(item, block, dz_, dy_, rank);
       });
       team.Barrier(rank);

@@ -10,6 +10,10 @@
 namespace lstm {
 namespace LSTM_ISA {
 
+// So deep a part of a product at once, in lanes, that its left factor of kRowsTogether
+// rows stays in the second-level cache.
+constexpr int64_t kDepthTogether = 512;
+
 // Rows of all steps of a block, and which block it is of those that are summed.
 struct Block {
   int64_t first_row;
@@ -40,7 +44,7 @@ class BlockProducts {
   void Carve(Carver& carver, bool one_block, int threads) {
     kernel_ = carver.Floats(input_panels_ * depth_ * kPanel);
     d_bias_ = carver.Floats(gate_panels_ * kPanel);
-    d_xs_ = carver.Floats(input_panels_ ? threads * block_rows_ * kPanel : 0);
+    d_xs_ = carver.Floats(threads * input_panels_ * kRowsTogether * kPanel);
     right_ = carver.Floats(right_items() * RightStep());
     d_kernel_.Carve(carver, block_rows_, one_block, threads);
     d_recurrent_.Carve(carver, block_rows_, one_block, threads);
@@ -96,13 +100,16 @@ class BlockProducts {
   }
 
   // A block's products are so many items.
-  int64_t items() const {
-    return d_kernel_.items() + d_recurrent_.items() + d_projection_.items() +
-           input_panels_ + bias_items();
+  int64_t items(const Block& block) const {
+    return input_items(block) + d_kernel_.items() + d_recurrent_.items() +
+           d_projection_.items() + bias_items();
   }
 
-  // One of them. `dz` and `dy`, the gradients of projected h, are left factors.
+  // One of them; the largest come first. `dz` and `dy`, the gradients of projected h, are
+  // left factors.
   void Run(int64_t item, const Block& block, float* dz, float* dy, int rank) {
+    if (item < input_items(block)) return Inputs(item, block, dz, rank);
+    item -= input_items(block);
     const int64_t lanes = Lanes<Scalar>(block.rows);
     const auto gate_columns = [&](int64_t panel) { return GateColumns(s_.units, panel); };
     for (WeightGradient<Scalar>* gradient : {&d_kernel_, &d_recurrent_}) {
@@ -118,8 +125,7 @@ class BlockProducts {
                                block.first, block.last, rank);
     }
     item -= d_projection_.items();
-    if (item < input_panels_) return Inputs(item, block, dz, rank);
-    Bias((item - input_panels_) * kPanelsTogether, block, dz);
+    Bias(item * kPanelsTogether, block, dz);
   }
 
  private:
@@ -145,6 +151,10 @@ class BlockProducts {
 
   int64_t RightStep() const { return PanelRows(Lanes<Scalar>(block_rows_)) * kPanel; }
 
+  int64_t input_items(const Block& block) const {
+    return p_.d_xs ? CeilDiv(block.rows, kRowsTogether) : 0;
+  }
+
   int64_t bias_items() const {
     return p_.d_bias ? CeilDiv(gate_panels_, kPanelsTogether) : 0;
   }
@@ -167,18 +177,24 @@ class BlockProducts {
     }
   }
 
-  // One panel of the gradients of the inputs.
-  void Inputs(int64_t panel, const Block& block, float* dz, int rank) {
-    float* sums = d_xs_ + rank * block_rows_ * kPanel;
-    Multiply<Scalar>({dz, panel_rows_ * kPanel}, block.rows,
-                     {kernel_ + panel * depth_ * kPanel, 0}, depth_, 1, {kZeros, 0, 0},
-                     {sums, kPanel, 0});
-    const Columns columns = PlainColumns(s_.inputs, panel);
-    for (int64_t row = 0; row < block.rows; ++row) {
-      Scalar* to = p_.d_xs + (block.first_row + row) * s_.inputs;
-      for (int v = 0; v < 2; ++v) {
-        StoreUpTo(to + columns.start[v], Load(sums + row * kPanel + v * kWidth),
-                  columns.count[v]);
+  // Some rows of the gradients of the inputs.
+  void Inputs(int64_t item, const Block& block, float* dz, int rank) {
+    const Range rows = Part(block.rows, static_cast<int>(item),
+                            static_cast<int>(input_items(block)));
+    constexpr int64_t kStep = kRowsTogether * kPanel;
+    const Sums<float> sums = {d_xs_ + rank * input_panels_ * kStep, kPanel, kStep};
+    Sums<const float> from = {kZeros, 0, 0};
+    for (int64_t k = 0; k < depth_; k += kDepthTogether) {
+      const float* left = dz + (k / kPanel * panel_rows_ + rows.begin) * kPanel;
+      Multiply<Scalar>({left, panel_rows_ * kPanel}, rows.size(),
+                       {kernel_ + k * kPanel, depth_ * kPanel},
+                       Min(kDepthTogether, depth_ - k), input_panels_, from, sums);
+      from = {sums.data, sums.row_step, sums.panel_step};
+    }
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      for (int64_t n = 0; n < UnitBlocks(s_.inputs); ++n) {
+        StoreBlock(p_.d_xs, block.first_row + row, s_.inputs, n,
+                   Load(sums.At(row - rows.begin, n / 2).data + n % 2 * kWidth));
       }
     }
   }
@@ -198,7 +214,7 @@ class BlockProducts {
 
   float* kernel_ = nullptr;  // transposed, in panels
   float* d_bias_ = nullptr;
-  // One panel of input gradients for each thread.
+  // Some rows of input gradients for each thread.
   float* d_xs_ = nullptr;
   // dz and dy as right factors, if that is not what they are.
   float* right_ = nullptr;

@@ -7,7 +7,7 @@
 namespace lstm {
 namespace LSTM_ISA {
 
-// Rows of a gradient that are computed together: their left factor stays in the
+// Rows of a product that are computed together: their left factor stays in the
 // second-level cache while the right one passes by, and so do the places of their pages.
 constexpr int64_t kRowsTogether = 96;
 // Panels computed one after the other before they are written.

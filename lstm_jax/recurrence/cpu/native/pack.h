@@ -61,7 +61,7 @@ LSTM_INLINE Columns PlainColumns(int64_t columns, int64_t panel) {
 
 // Panels packed together: so what is read of a row is not so short that finding it
 // takes longer than reading it.
-constexpr int64_t kPackedTogether = 4;
+constexpr int64_t kPackedTogether = 8;
 
 // A right factor: `panels` panels of `rows` rows of numbers; `columns` says where they
 // stand in a row.
