@@ -97,19 +97,22 @@ class Jobs {
     for (int n = 0; n < count; ++n) entries_.push_back(std::make_unique<Entry>(jobs[n]));
   }
 
-  // Does a whole job, together with those who join, if nobody else has begun it.
-  bool Lead(int n) {
+  // Whether the caller is to lead a job: the first who asks.
+  bool Claim(int n) {
+    return !entries_[n]->claimed.exchange(true, std::memory_order_acq_rel);
+  }
+
+  // Does a whole job, together with those who join.
+  void Lead(int n) {
     Entry& entry = *entries_[n];
-    if (entry.begun.exchange(true, std::memory_order_acq_rel)) return false;
     entry.job.body(entry.job.context, 0, entry.team);
     // Nobody works any more on memory that the caller may give back.
     entry.team.Barrier(0);
     entry.done.store(true, std::memory_order_release);
-    return true;
   }
 
   void LeadOrJoin(int n) {
-    if (Lead(n)) return;
+    if (Claim(n)) return Lead(n);
     Entry& entry = *entries_[n];
     const int rank = entry.team.Join();
     if (rank < 0) return;
@@ -126,7 +129,7 @@ class Jobs {
     explicit Entry(const Job& job) : job(job), team(job.threads, job.patience_us) {}
     const Job job;
     Team team;
-    std::atomic<bool> begun{false};
+    std::atomic<bool> claimed{false};
     std::atomic<bool> done{false};
   };
 
@@ -137,8 +140,10 @@ class Jobs {
 
 void Crew::Run(const Job* jobs, int count) {
   auto all = std::make_shared<Jobs>(jobs, count);
+  // Before another thread can: it would lead the first job, and this one only wait.
+  all->Claim(0);
   for (int n = 0; n < count; ++n) {
-    // The first job has a leader: this thread.
+    // The first job has a leader.
     for (int k = n == 0 ? 1 : 0; k < jobs[n].threads; ++k) {
       pool_->Schedule([all, n, caller = std::this_thread::get_id()] {
         // A pool that is full runs the task at once, in the thread that hands it over.
@@ -146,7 +151,10 @@ void Crew::Run(const Job* jobs, int count) {
       });
     }
   }
-  for (int n = 0; n < count; ++n) all->Lead(n);
+  all->Lead(0);
+  for (int n = 1; n < count; ++n) {
+    if (all->Claim(n)) all->Lead(n);
+  }
   for (int n = 0; n < count; ++n) all->Wait(n);
 }
 
