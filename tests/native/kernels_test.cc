@@ -1,73 +1,20 @@
 // The kernels without JAX, for sanitizers: random shapes against a plain loop in
 // double, in buffers of exactly their size. Build and run: `make sanitize`.
 #include <cmath>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "dispatch.h"
-#include "pool.h"
+#include "pools.h"
 #include "team.h"
 
 namespace lstm {
 namespace {
-
-// A pool of threads, one of which begins its tasks late.
-class TestPool : public Pool {
- public:
-  explicit TestPool(int threads) {
-    for (int n = 0; n < threads; ++n) {
-      threads_.emplace_back([this] { Work(); });
-    }
-  }
-
-  ~TestPool() override {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      done_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
-
-  int threads() const override { return static_cast<int>(threads_.size()); }
-
-  void Schedule(std::function<void()> task) override {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      tasks_.push_back(std::move(task));
-    }
-    wake_.notify_one();
-  }
-
- private:
-  void Work() {
-    for (;;) {
-      std::function<void()> task;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [this] { return done_ || !tasks_.empty(); });
-        if (tasks_.empty()) return;
-        task = std::move(tasks_.front());
-        tasks_.pop_front();
-      }
-      task();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> tasks_;
-  std::vector<std::thread> threads_;
-  bool done_ = false;
-};
 
 using Floats = std::vector<float>;
 
@@ -403,6 +350,25 @@ bool Check(Case& test, const Kernels& kernels, Pool& pool, double tolerance) {
   return true;
 }
 
+// However early a pool's thread begins, the caller leads, and the other joins.
+bool CheckTeam() {
+  struct Seen {
+    std::thread::id leader;
+    int size = 0;
+  } seen;
+  const auto body = [](void* context, int rank, Team& team) {
+    team.Form(rank);
+    if (rank != 0) return;
+    *static_cast<Seen*>(context) = {std::this_thread::get_id(), team.size()};
+  };
+  EagerPool pool;
+  const Job job = {2, 1000000, body, &seen};
+  Crew(&pool, 2).Run(&job, 1);
+  const bool ok = seen.leader == std::this_thread::get_id() && seen.size == 2;
+  if (!ok) std::printf("a team of %d, not led by the caller\n", seen.size);
+  return ok;
+}
+
 }  // namespace
 }  // namespace lstm
 
@@ -410,6 +376,7 @@ int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
   lstm::TestPool pool(2);
   int passed = 0, failed = 0;
+  ++(lstm::CheckTeam() ? passed : failed);
   for (int n = 0; n < cases; ++n) {
     lstm::Case test = lstm::RandomCase();
     for (const char* name : {"baseline", "avx2", "avx512", "avx512bf16", "amx", "neon"}) {
