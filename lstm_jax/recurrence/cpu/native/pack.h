@@ -225,7 +225,7 @@ LSTM_INLINE float* LeftAt(float* panels, int64_t panel_rows, int64_t block, int6
 }
 
 // A panel of a right factor from a left one of pairs: kPanel of its columns, from block
-// `block` of kWidth on. Single lanes need none: their left factor is a right one too.
+// `block` of kWidth on. Where lanes are single, a left factor is a right one too.
 template <class Scalar>
 void PackRight(float* left, int64_t panel_rows, int64_t block, int64_t rows, float* to) {
   const int64_t lanes = Lanes<Scalar>(rows);
