@@ -59,31 +59,32 @@ LSTM_INLINE Columns PlainColumns(int64_t columns, int64_t panel) {
           {count(columns - first), count(columns - first - kWidth)}};
 }
 
-// Panels packed together: so what is read of a row is not so short that finding it
-// takes longer than reading it.
-constexpr int64_t kPackedTogether = 8;
+// Panels and rows packed together: so what is read of a row is not so short that finding
+// it takes longer than reading it, and what is written of a panel neither.
+constexpr int64_t kPackedTogether = 16;
+constexpr int64_t kRowsPackedTogether = 8;
 
 // A right factor: `panels` panels of `rows` rows of numbers; `columns` says where they
 // stand in a row.
 template <class Scalar>
 void PackPanels(const Scalar* from, int64_t rows, int64_t row_step,
                 const Columns* columns, int64_t panels, float* to) {
-  constexpr int64_t kAhead = 8;
   constexpr int kPer = kPerLane<Scalar>;
   const int64_t lanes = Lanes<Scalar>(rows);
-  for (int64_t lane = 0; lane < lanes; ++lane) {
-    const Scalar* line = from + lane * kPer * row_step;
-    const int64_t left = rows - lane * kPer;  // rows of numbers
+  for (int64_t first = 0; first < lanes; first += kRowsPackedTogether) {
+    const int64_t last = Min(first + kRowsPackedTogether, lanes);
     for (int64_t panel = 0; panel < panels; ++panel) {
-      for (int v = 0; v < 2; ++v) {
-        const Scalar* at = line + columns[panel].start[v];
-        const int count = columns[panel].count[v];
-        __builtin_prefetch(at + kAhead * row_step);
-        Vec packed = left > 0 ? LoadUpTo(at, count) : Vec{};
-        if constexpr (kPer == 2) {
-          packed = RightLanes(packed, left > 1 ? LoadUpTo(at + row_step, count) : Vec{});
+      for (int64_t lane = first; lane < last; ++lane) {
+        const int64_t left = rows - lane * kPer;  // rows of numbers
+        for (int v = 0; v < 2; ++v) {
+          const Scalar* at = from + lane * kPer * row_step + columns[panel].start[v];
+          const int count = columns[panel].count[v];
+          Vec packed = left > 0 ? LoadUpTo(at, count) : Vec{};
+          if constexpr (kPer == 2) {
+            packed = RightLanes(packed, left > 1 ? LoadUpTo(at + row_step, count) : Vec{});
+          }
+          Store(to + (panel * lanes + lane) * kPanel + v * kWidth, packed);
         }
-        Store(to + (panel * lanes + lane) * kPanel + v * kWidth, packed);
       }
     }
   }
