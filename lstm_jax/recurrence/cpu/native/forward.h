@@ -13,11 +13,12 @@
 namespace lstm {
 namespace LSTM_ISA {
 
-// Steps whose inputs are projected together: products of few rows are slow.
+// Steps whose inputs are projected together: products of few rows are slow, and
+// pre-activations that leave the second-level cache too.
 LSTM_INLINE int64_t ProjectedSteps(const Sizes& s, int threads) {
-  constexpr int64_t kRowsOfUnits = 96, kRowsOfRows = 2 * kTileRows;
+  constexpr int64_t kRowsOfUnits = 96, kRowsOfRows = 2 * kTileRows, kBytes = 256 << 10;
   if (!ShareRows(s, threads)) return BlockSteps(s, kRowsOfUnits);
-  return s.rows < threads * kTileRows ? BlockSteps(s, threads * kRowsOfRows) : 1;
+  return BlockSteps(s, threads * Max(kBytes / (16 * s.units), kRowsOfRows));
 }
 
 template <class Scalar>
