@@ -74,6 +74,8 @@ SHAPES = [
     (9, 47, 110, 130, None),  # weight gradients in several parts, over several blocks
     (3, 5, 9, 12, 11),
     (30, 8, 40, 50, 19),
+    (70, 25, 20, 60, None),  # rows shared, several blocks of steps
+    (130, 4, 6, 300, None),  # rows shared, one step at a time, by blocks of units
 ]
 NAMES = [(), ALL, ("mask",), ("reset",), ("lengths",)]
 
@@ -94,7 +96,16 @@ def test_agrees_with_the_reference(index):
 
 
 @pytest.mark.parametrize("names", [(), ALL], ids=["none", "all"])
-@pytest.mark.parametrize("sizes", [(3, 9, 20, 24), (30, 20, 20, 24), (9, 47, 110, 130)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (3, 9, 20, 24),
+        (30, 20, 20, 24),
+        (9, 47, 110, 130),
+        (70, 25, 20, 60),
+        (130, 4, 6, 300),
+    ],
+)
 def test_agrees_in_bfloat16(sizes, names):
     B, T, I, H = sizes
     cell = lj.LSTMCell(I, H)

@@ -1,8 +1,8 @@
 // The forward pass, for inference and for training.
 //
 // Threads share either the rows, each running all steps of its own without waiting, or
-// the units, with a barrier a step. Pre-activations stay in the cache: those of one
-// block of units at a time where rows are shared, else those of a few steps.
+// the units, with a barrier a step. Pre-activations stay in the cache: those of a few
+// steps, or of one step, one block of units at a time, where there are very many rows.
 #ifndef LSTM_JAX_FORWARD_H_
 #define LSTM_JAX_FORWARD_H_
 

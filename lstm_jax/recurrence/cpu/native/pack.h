@@ -64,6 +64,18 @@ LSTM_INLINE Columns PlainColumns(int64_t columns, int64_t panel) {
 constexpr int64_t kPackedTogether = 16;
 constexpr int64_t kRowsPackedTogether = 8;
 
+// The lanes of a right factor in kWidth columns, of which there are `count`, from `at`
+// on; `left` rows of numbers are left.
+template <class Scalar>
+LSTM_INLINE Vec LanesOfRows(const Scalar* at, int64_t row_step, int64_t left, int count) {
+  if (left <= 0) return Vec{};
+  const Vec first = LoadUpTo(at, count);
+  if constexpr (kPaired<Scalar>) {
+    return RightLanes(first, left > 1 ? LoadUpTo(at + row_step, count) : Vec{});
+  }
+  return first;
+}
+
 // A right factor: `panels` panels of `rows` rows of numbers; `columns` says where they
 // stand in a row.
 template <class Scalar>
@@ -71,21 +83,19 @@ void PackPanels(const Scalar* from, int64_t rows, int64_t row_step,
                 const Columns* columns, int64_t panels, float* to) {
   constexpr int kPer = kPerLane<Scalar>;
   const int64_t lanes = Lanes<Scalar>(rows);
+  const auto pack = [&](int64_t panel, int64_t lane) {
+    const Scalar* line = from + lane * kPer * row_step;
+    const Columns& c = columns[panel];
+    float* packed = to + (panel * lanes + lane) * kPanel;
+    for (int v = 0; v < 2; ++v) {
+      Store(packed + v * kWidth, LanesOfRows(line + c.start[v], row_step,
+                                             rows - lane * kPer, c.count[v]));
+    }
+  };
   for (int64_t first = 0; first < lanes; first += kRowsPackedTogether) {
     const int64_t last = Min(first + kRowsPackedTogether, lanes);
     for (int64_t panel = 0; panel < panels; ++panel) {
-      for (int64_t lane = first; lane < last; ++lane) {
-        const int64_t left = rows - lane * kPer;  // rows of numbers
-        for (int v = 0; v < 2; ++v) {
-          const Scalar* at = from + lane * kPer * row_step + columns[panel].start[v];
-          const int count = columns[panel].count[v];
-          Vec packed = left > 0 ? LoadUpTo(at, count) : Vec{};
-          if constexpr (kPer == 2) {
-            packed = RightLanes(packed, left > 1 ? LoadUpTo(at + row_step, count) : Vec{});
-          }
-          Store(to + (panel * lanes + lane) * kPanel + v * kWidth, packed);
-        }
-      }
+      for (int64_t lane = first; lane < last; ++lane) pack(panel, lane);
     }
   }
 }
