@@ -35,7 +35,7 @@ lint: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp $(VENV)/lint
 
 # The CPU kernels are compiled as the package is installed: once, against the headers of
 # the oldest jaxlib. What else is installed leaves them as they are.
-NATIVE := hatch_build.py $(wildcard lstm_jax/recurrence/cpu/native/*)
+NATIVE := hatch_build.py $(wildcard lstm_jax/recurrence/cpu/csrc/*)
 
 $(VENV)/package.stamp: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet "hatchling>=1.27" editables --editable .

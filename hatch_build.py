@@ -178,7 +178,7 @@ class KernelsBuildHook(BuildHookInterface):
         if self.target_name != "wheel" or wanted == "0":
             return
         try:
-            compile_library(folder / "native", library)
+            compile_library(folder / "csrc", library)
         except NotCompiled as reason:
             if wanted == "1":
                 raise
@@ -195,7 +195,7 @@ class KernelsBuildHook(BuildHookInterface):
 
 
 if __name__ == "__main__":
-    source = FOLDER / "native"
+    source = FOLDER / "csrc"
     if sys.argv[1:2] == ["--sanitize"]:
         test = (pathlib.Path("tests/native/kernels_test.cc"), ())
         _build(source, test, pathlib.Path(sys.argv[2]), SANITIZED, ())

@@ -1,26 +1,26 @@
 """The LSTM library for JAX."""
 
 from lstm_jax import convert as convert
-from lstm_jax.cell import LSTMCell as LSTMCell
-from lstm_jax.convlstm import ConvLSTMCell as ConvLSTMCell
+from lstm_jax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
+from lstm_jax.cells.lstm_cell import LSTMCell as LSTMCell
+from lstm_jax.cells.regularized import Regularized as Regularized
+from lstm_jax.cells.regularized import embedding_dropout as embedding_dropout
+from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
+from lstm_jax.cells.slstm import SLSTMState as SLSTMState
+from lstm_jax.cells.variants import GateState as GateState
 from lstm_jax.layers import LSTM as LSTM
-from lstm_jax.loop import implementations as implementations
-from lstm_jax.parallel import ParallelReport as ParallelReport
-from lstm_jax.parallel import parallel_scan as parallel_scan
-from lstm_jax.regularization import Regularized as Regularized
-from lstm_jax.regularization import embedding_dropout as embedding_dropout
+from lstm_jax.recurrence.loop import implementations as implementations
 from lstm_jax.sequence import lstm as lstm
 from lstm_jax.sequence import resolve_implementation as resolve_implementation
 from lstm_jax.sequence import scan as scan
 from lstm_jax.sequence import scan_states as scan_states
-from lstm_jax.slstm import SLSTMCell as SLSTMCell
-from lstm_jax.slstm import SLSTMState as SLSTMState
 from lstm_jax.stack import Stack as Stack
 from lstm_jax.streaming import stream as stream
+from lstm_jax.time_parallel import ParallelReport as ParallelReport
+from lstm_jax.time_parallel import parallel_scan as parallel_scan
 from lstm_jax.types import Directions as Directions
 from lstm_jax.types import LSTMParams as LSTMParams
 from lstm_jax.types import LSTMState as LSTMState
-from lstm_jax.variants import GateState as GateState
 
 __version__ = "0.1.0"
 

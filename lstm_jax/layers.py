@@ -10,19 +10,20 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from lstm_jax import options, stack
-from lstm_jax.cell import (
+from lstm_jax import stack
+from lstm_jax.cells.lstm_cell import (
     GLOROT_UNIFORM,
     ORTHOGONAL,
     Activation,
     Initializer,
     LSTMCell,
 )
-from lstm_jax.regularization import RATES, Regularized
-from lstm_jax.slstm import SLSTMCell
+from lstm_jax.cells.regularized import RATES, Regularized
+from lstm_jax.cells.slstm import SLSTMCell
+from lstm_jax.cells.variants import VARIANTS
+from lstm_jax.checks import options
 from lstm_jax.stack import Params as Params
 from lstm_jax.stack import State as State
-from lstm_jax.variants import VARIANTS
 
 Rate = float | tuple[float, ...]
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from lstm_jax import layers
-from lstm_jax.cell import GLOROT_UNIFORM, ORTHOGONAL, Activation, Initializer
+from lstm_jax.cells.lstm_cell import GLOROT_UNIFORM, ORTHOGONAL, Activation, Initializer
 from lstm_jax.types import Array, Directions, LSTMParams
 
 

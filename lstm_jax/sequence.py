@@ -7,8 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import loop, options, shapes
-from lstm_jax.cell import LSTMCell
+from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import options
+from lstm_jax.recurrence import loop
 from lstm_jax.types import Array, Cell, LSTMParams, LSTMState, PyTree
 
 

@@ -10,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import loop, options, sequence, shapes
-from lstm_jax.cell import step
-from lstm_jax.regularization import inverted_dropout
+from lstm_jax import sequence
+from lstm_jax.cells.lstm_cell import step
+from lstm_jax.cells.regularized import inverted_dropout
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import options
+from lstm_jax.recurrence import loop
 from lstm_jax.types import Array, Cell, Directions
 
 Params = tuple[Directions, ...]

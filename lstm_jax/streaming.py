@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lstm_jax import options, sequence, shapes
+from lstm_jax import sequence
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import options
 from lstm_jax.types import PyTree
 
 _NAMES = ("xs", "mask", "reset")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from lstm_jax import loop
+from lstm_jax.recurrence import loop
 from lstm_jax.recurrence.cpu import library
 from tests.common import (
     assert_close,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from lstm_jax.parallel import affine
+from lstm_jax.recurrence.newton import affine
 from tests.common import assert_close, normal, random_params
 from tests.test_parallel import CELL, T, arguments, every_method, quick_jit
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import lstm_jax as lj
-from lstm_jax.parallel.scan import METHODS
+from lstm_jax.time_parallel import METHODS
 from tests.common import (
     assert_close,
     cell_cases,

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax import options
+from lstm_jax.checks import options
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 

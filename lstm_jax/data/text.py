@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lstm_jax import options
+from lstm_jax.checks import options
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.blocks import scan_blocks
+from lstm_jax.recurrence.blocks import scan_blocks
 from lstm_jax.types import Array, Cell, PyTree
 
 # Steps unrolled in one block of the loop without a derivative.

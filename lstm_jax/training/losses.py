@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
-from lstm_jax import shapes
-from lstm_jax.products import accumulation_dtype
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.types import Array
 
 

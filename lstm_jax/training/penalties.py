@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import shapes
-from lstm_jax.products import accumulation_dtype
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.types import Array, PyTree
 
 

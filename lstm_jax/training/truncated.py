@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax import options
-from lstm_jax.products import accumulation_dtype
+from lstm_jax.checks import options
+from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.training.steps import LossFn
 from lstm_jax.types import Array, PyTree
 

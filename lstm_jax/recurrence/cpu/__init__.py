@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.cell import LSTMCell
+from lstm_jax.cells.lstm_cell import LSTMCell
 from lstm_jax.recurrence import xla
 from lstm_jax.recurrence.cpu import library
-from lstm_jax.recurrence.cpu.native import Call, Inputs
-from lstm_jax.recurrence.cpu.primitives import run as run_kernel
+from lstm_jax.recurrence.cpu.calls import Call, Inputs
+from lstm_jax.recurrence.primitive import run as run_kernel
 from lstm_jax.recurrence.xla import Controls
 from lstm_jax.types import Array, Cell, LSTMParams, LSTMState, PyTree
 

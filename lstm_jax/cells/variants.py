@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax import options
-from lstm_jax.products import as_last_axes, matmul
+from lstm_jax.checks import options
+from lstm_jax.numerics import as_last_axes, matmul
 from lstm_jax.types import Array, LSTMParams
 
 # The names of "LSTM: A Search Space Odyssey" (arXiv:1503.04069). Its NP is the standard

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax import options
-from lstm_jax.blocks import scan_blocks
-from lstm_jax.cell import cast_params
-from lstm_jax.products import accumulation_dtype
+from lstm_jax.cells.lstm_cell import cast_params
+from lstm_jax.checks import options
+from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.recurrence import cpu, xla
+from lstm_jax.recurrence.blocks import scan_blocks
 from lstm_jax.recurrence.xla import Controls
 from lstm_jax.types import Array, PyTree
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax import loop, options, sequence
-from lstm_jax.cell import cast_params
-from lstm_jax.parallel import newton
-from lstm_jax.parallel.newton import Layout, Options, Problem, Steps
-from lstm_jax.products import accumulation_dtype
-from lstm_jax.recurrence import xla
+from lstm_jax import sequence
+from lstm_jax.cells.lstm_cell import cast_params
+from lstm_jax.checks import options
+from lstm_jax.numerics import accumulation_dtype
+from lstm_jax.recurrence import loop, xla
+from lstm_jax.recurrence.newton import method as newton
+from lstm_jax.recurrence.newton.method import Layout, Options, Problem, Steps
 from lstm_jax.recurrence.xla import Controls
 from lstm_jax.types import Array, Cell, PyTree
 

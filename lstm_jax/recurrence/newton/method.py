@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.parallel import affine
 from lstm_jax.recurrence import xla
+from lstm_jax.recurrence.newton import affine
 from lstm_jax.recurrence.xla import Controls
 from lstm_jax.types import Array, Cell, PyTree
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cell import LSTMCell
-from lstm_jax.products import accumulation_dtype
+from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.recurrence import xla
 from lstm_jax.recurrence.cpu import library
 from lstm_jax.types import Array, LSTMParams, LSTMState

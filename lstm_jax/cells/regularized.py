@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import options, shapes
-from lstm_jax.cell import OneStep
-from lstm_jax.products import accumulation_dtype, as_last_axes
+from lstm_jax.cells.lstm_cell import OneStep
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import options
+from lstm_jax.numerics import accumulation_dtype, as_last_axes
 from lstm_jax.types import Array, PyTree
 
 RATES: tuple[str, ...] = (

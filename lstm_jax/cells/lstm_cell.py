@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from lstm_jax import options, shapes, variants
-from lstm_jax.products import accumulation_dtype, as_last_axes, heads_matmul, matmul
+from lstm_jax.cells import variants
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import options
+from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams, LSTMState, PyTree
 
 Initializer = Callable[..., Array]

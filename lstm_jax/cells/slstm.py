@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from lstm_jax import options, shapes
-from lstm_jax.cell import (
+from lstm_jax.cells.lstm_cell import (
     GLOROT_UNIFORM,
     Initializer,
     OneStep,
     init_recurrent,
     start_from,
 )
-from lstm_jax.products import accumulation_dtype, as_last_axes, heads_matmul, matmul
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import options
+from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams
 
 

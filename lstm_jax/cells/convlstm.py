@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from lstm_jax import options, shapes
-from lstm_jax.cell import (
+from lstm_jax.cells.lstm_cell import (
     GLOROT_UNIFORM,
     ORTHOGONAL,
     Activation,
@@ -20,7 +19,9 @@ from lstm_jax.cell import (
     OneStep,
     start_from,
 )
-from lstm_jax.products import accumulation_dtype, as_last_axes
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import options
+from lstm_jax.numerics import accumulation_dtype, as_last_axes
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
 # One number for all spatial axes, or a tuple with one each; always that in a made cell.

@@ -1,6 +1,6 @@
 """The kernels as primitives of JAX, with a rule for every transform.
 
-Three of them, on the leaves of the :class:`lstm_jax.recurrence.cpu.native.Inputs` of
+Three of them, on the leaves of the :class:`lstm_jax.recurrence.cpu.calls.Inputs` of
 one direction or of two:
 
 * ``run_p``: the forward pass.
@@ -28,8 +28,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
-from lstm_jax.recurrence.cpu import native
-from lstm_jax.recurrence.cpu.native import DIFFERENTIABLE, Call, Inputs, Outputs
+from lstm_jax.recurrence.cpu import calls as native
+from lstm_jax.recurrence.cpu.calls import DIFFERENTIABLE, Call, Inputs, Outputs
 
 # Where an output has its batch axis.
 _OUTPUT_AXES = Outputs(ys=1, cs=1, h=0, c=0, tape=2, entering=1)

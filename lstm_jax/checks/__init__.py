@@ -1,0 +1,1 @@
+"""Every contract, in words: on options, and on shapes and dtypes."""
