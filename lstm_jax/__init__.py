@@ -9,7 +9,8 @@ from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 from lstm_jax.cells.variants import GateState as GateState
 from lstm_jax.layers import LSTM as LSTM
-from lstm_jax.recurrence.loop import implementations as implementations
+from lstm_jax.recurrence.choice import implementation as implementation
+from lstm_jax.recurrence.choice import implementations as implementations
 from lstm_jax.sequence import lstm as lstm
 from lstm_jax.sequence import resolve_implementation as resolve_implementation
 from lstm_jax.sequence import scan as scan
@@ -39,6 +40,7 @@ __all__ = (
     "Stack",
     "convert",
     "embedding_dropout",
+    "implementation",
     "implementations",
     "lstm",
     "parallel_scan",

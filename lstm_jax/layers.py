@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from lstm_jax import stack
+from lstm_jax import connections, stack
 from lstm_jax.cells.lstm_cell import (
     GLOROT_UNIFORM,
     ORTHOGONAL,
@@ -162,7 +162,7 @@ class LSTM(stack.Layers):
         each = self.variant if isinstance(self.variant, tuple) else (self.variant,)
         for variant in each:
             options.check_choice("variant", variant, (None, *VARIANTS, "sLSTM"))
-        stack.check_options(self)
+        connections.check_options(self)
 
     @functools.cached_property
     def cells(self) -> tuple[Any, ...]:

@@ -1,14 +1,20 @@
-"""Products that accumulate in float32 or wider, over any leading axes."""
+"""Products that accumulate in float32 or wider, and what is 0 where not valid."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.types import Array
+from lstm_jax.types import Array, PyTree
+
+_MERGING = contextvars.ContextVar("merging", default=False)
 
 
 def accumulation_dtype(dtype: Any) -> jnp.dtype:
@@ -16,19 +22,48 @@ def accumulation_dtype(dtype: Any) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype).itemsize > 4 else jnp.float32)
 
 
-def matmul(x: Array, kernel: Array) -> Array:
-    """``x @ kernel``, accumulated in float32 or wider, over any leading axes of ``x``.
+def widened(tree: PyTree) -> PyTree:
+    """Floating leaves in float32 or wider, the others as they are."""
 
-    The leading axes are made one first: the product's transpose, a weight gradient, is
-    then one plain matrix product, which XLA:CPU runs 1.6 times as fast as a contraction
-    over several axes.
+    def widen(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(accumulation_dtype(leaf.dtype)) if floating else leaf
+
+    return jax.tree.map(widen, tree)
+
+
+@contextlib.contextmanager
+def merging_rows(merge: bool) -> Iterator[None]:
+    """Whether :func:`matmul` makes leading axes one, in what is traced within.
+
+    The product's transpose, a weight gradient, is then one plain matrix product, which
+    XLA:CPU runs 1.6 times as fast as a contraction over several axes. But it makes
+    time and batch one axis, so that a batch which is sharded would be gathered.
     """
+    token = _MERGING.set(merge)
+    try:
+        yield
+    finally:
+        _MERGING.reset(token)
+
+
+def merges_rows() -> bool:
+    """Whether leading axes are made one; see :func:`merging_rows`."""
+    return _MERGING.get()
+
+
+def matmul(x: Array, kernel: Array) -> Array:
+    """``x @ kernel``, summed in float32 or wider, over any leading axes of ``x``."""
     *leading, size = x.shape
-    rows = x.reshape(math.prod(leading), size).astype(kernel.dtype)
-    out = jnp.matmul(
-        rows, kernel, preferred_element_type=accumulation_dtype(kernel.dtype)
+    merge = merges_rows() and len(leading) > 1
+    rows = x.reshape(math.prod(leading), size) if merge else x
+    out = lax.dot_general(
+        rows.astype(kernel.dtype),
+        kernel,
+        (((rows.ndim - 1,), (0,)), ((), ())),
+        preferred_element_type=accumulation_dtype(kernel.dtype),
     )
-    return out.reshape(*leading, kernel.shape[1])
+    return out.reshape(*leading, kernel.shape[1]) if merge else out
 
 
 def heads_matmul(x: Array, kernel: Array, gates: int) -> Array:
@@ -40,15 +75,16 @@ def heads_matmul(x: Array, kernel: Array, gates: int) -> Array:
     """
     *leading, _ = x.shape
     heads, rows, columns = kernel.shape
-    x = x.reshape(math.prod(leading), heads, rows).astype(kernel.dtype)
+    x = x.reshape(*leading, heads, rows).astype(kernel.dtype)
+    axes = len(leading)
     out = lax.dot_general(
         x,
         kernel,
-        (((2,), (1,)), ((1,), (0,))),
+        (((axes + 1,), (1,)), ((axes,), (0,))),
         preferred_element_type=accumulation_dtype(kernel.dtype),
     )
-    out = out.reshape(heads, -1, gates, columns // gates)
-    return jnp.moveaxis(out, 0, 2).reshape(*leading, heads * columns)
+    out = out.reshape(heads, *leading, gates, columns // gates)
+    return jnp.moveaxis(out, 0, axes + 1).reshape(*leading, heads * columns)
 
 
 def as_last_axes(values: Array, like: Array) -> Array:
@@ -59,3 +95,20 @@ def as_last_axes(values: Array, like: Array) -> Array:
     """
     axes = tuple(range(like.ndim - values.ndim))
     return jnp.expand_dims(values.astype(like.dtype), axes)
+
+
+def where_rows(condition: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
+    """Selects whole rows: ``condition`` has the leading axes only."""
+
+    def select(a, b):
+        axes = tuple(range(condition.ndim, a.ndim))
+        return jnp.where(jnp.expand_dims(condition, axes), a, b)
+
+    return jax.tree.map(select, on_true, on_false)
+
+
+def zero_where_not(valid: Array | None, tree: PyTree) -> PyTree:
+    """``tree`` with 0 in rows that are not valid, which may hold NaN."""
+    if valid is None:
+        return tree
+    return where_rows(valid, tree, jax.tree.map(jnp.zeros_like, tree))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lstm_jax.cells.base import Cell, as_cell, compute_dtype
 from lstm_jax.cells.lstm_cell import LSTMCell
-from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import options
-from lstm_jax.recurrence import loop
-from lstm_jax.types import Array, Cell, LSTMParams, LSTMState, PyTree
+from lstm_jax.checks import arrays, options
+from lstm_jax.recurrence import choice, loop, meshes
+from lstm_jax.types import Array, LSTMParams, LSTMState, Options, PyTree
 
 
 def scan(
@@ -87,22 +88,17 @@ def scan(
         >>> ys.shape, bool((ys[1, 4:] == 0).all()), bool((ys[1, 3] == state.h[1]).all())
         ((2, 7, 5), True, True)
     """
-    return _checked(
-        cell,
-        params,
-        xs,
-        state,
+    given = Options(
         lengths,
         mask,
         reset,
         reset_state,
         key,
-        reverse=reverse,
-        time_major=time_major,
-        checkpoint_every=checkpoint_every,
-        implementation=implementation,
-        emit_states=False,
+        time_major,
+        checkpoint_every,
+        implementation,
     )
+    return _checked(cell, params, xs, state, given, reverse, emit_states=False)
 
 
 def scan_states(
@@ -138,22 +134,17 @@ def scan_states(
         >>> states.h.shape, states.c.shape
         ((2, 7, 5), (2, 7, 5))
     """
-    return _checked(
-        cell,
-        params,
-        xs,
-        state,
+    given = Options(
         lengths,
         mask,
         reset,
         reset_state,
         key,
-        reverse=reverse,
-        time_major=time_major,
-        checkpoint_every=checkpoint_every,
-        implementation=implementation,
-        emit_states=True,
+        time_major,
+        checkpoint_every,
+        implementation,
     )
+    return _checked(cell, params, xs, state, given, reverse, emit_states=True)
 
 
 def lstm(
@@ -215,10 +206,34 @@ def resolve_implementation(
     time_major: bool = False,
     checkpoint_every: int | str | None = None,
     implementation: str | None = None,
+    platform: str | None = None,
 ) -> str:
     """Returns the name of the implementation that :func:`scan` would run.
 
     Takes and checks the same arguments; runs nothing.
+
+    Args:
+        cell: see :func:`scan`, as for all but ``platform``.
+        params: see :func:`scan`.
+        xs: see :func:`scan`.
+        state: see :func:`scan`.
+        lengths: see :func:`scan`.
+        mask: see :func:`scan`.
+        reset: see :func:`scan`.
+        reset_state: see :func:`scan`.
+        reverse: see :func:`scan`.
+        key: see :func:`scan`.
+        time_major: see :func:`scan`.
+        checkpoint_every: see :func:`scan`.
+        implementation: see :func:`scan`.
+        platform: one of JAX's, such as "cpu", "cuda" or "tpu"; None for the one that
+            ``xs`` is on or, where that is not known, ``jax.default_device``.
+
+    Raises:
+        ValueError: as :func:`scan`.
+        TypeError: as :func:`scan`.
+        NotImplementedError: if the implementation that was named can't run these
+            arguments, or not on this platform.
 
     Example:
         >>> import jax, jax.numpy as jnp, lstm_jax as lj
@@ -228,131 +243,142 @@ def resolve_implementation(
         >>> lj.resolve_implementation(cell, params, xs)
         'xla'
     """
-    xs, _, _ = prepare(
-        cell,
-        params,
-        xs,
-        state,
+    given = Options(
         lengths,
         mask,
         reset,
         reset_state,
+        key,
         time_major,
         checkpoint_every,
+        implementation,
     )
-    cell = loop.cell_without_noise(cell)
-    return loop.choose_implementation(
-        implementation, cell, loop.compute_dtype(cell, xs)
-    )
+    where = xs
+    cell, params, xs, state, given = prepare(cell, params, xs, state, given)
+    runs = [cell.without_noise]
+
+    def perturb():
+        front = xs if time_major else jnp.moveaxis(xs, _batch_ndim(cell, xs), 0)
+        runs[0], *rest = cell.perturb(given.key, params, front)
+        return rest
+
+    if key is not None:
+        jax.eval_shape(perturb)
+    dtype = compute_dtype(cell, xs.dtype)
+    able = choice.candidates(given.implementation, runs[0], dtype)
+    return choice.resolve(able, platform, where)
 
 
-def check_arguments(
-    cell, params, xs, lengths, mask, reset, time_major, checkpoint_every
-) -> tuple[tuple[int, ...], int]:
-    """Checks what :func:`scan` was given but for states; returns batch shape and T."""
-    if cell.__hash__ is None:
-        raise TypeError(
-            f"cell: expected a hashable description, got {type(cell).__name__}. Make "
-            "it a frozen dataclass."
+def check_options(given: Options) -> None:
+    """Checks what is static about a call over time."""
+    every = given.checkpoint_every
+    if isinstance(every, str):
+        options.check_choice("checkpoint_every", every, ("sqrt",))
+    elif every is not None:
+        options.check_positive("checkpoint_every", every)
+
+
+def check_length(given: Options, length: Any) -> None:
+    """Checks that a number of steps that is not known is not needed."""
+    if given.checkpoint_every is not None and not isinstance(length, int):
+        raise ValueError(
+            f"checkpoint_every: expected None where the number of steps is symbolic, "
+            f"T = {length}, got {given.checkpoint_every!r}. Blocks need a number."
         )
-    if isinstance(checkpoint_every, str):
-        options.check_choice("checkpoint_every", checkpoint_every, ("sqrt",))
-    elif checkpoint_every is not None:
-        options.check_positive("checkpoint_every", checkpoint_every)
-    shapes.check_params(cell, params)
-    batch_shape, length = shapes.check_sequence(cell, xs, time_major)
-    shapes.check_controls(batch_shape, length, time_major, lengths, mask, reset)
-    return batch_shape, length
 
 
 def prepare(
-    cell,
-    params,
-    xs,
-    state,
-    lengths,
-    mask,
-    reset,
-    reset_state,
-    time_major,
-    checkpoint_every,
-) -> tuple[Array, PyTree, PyTree]:
-    """Checks what :func:`scan` was given; returns xs and the states, none missing."""
-    batch_shape, length = check_arguments(
-        cell, params, xs, lengths, mask, reset, time_major, checkpoint_every
-    )
-    xs = jnp.asarray(xs)
+    cell: Any, params: PyTree, xs: Any, state: PyTree, given: Options
+) -> tuple[Cell, PyTree, Array, PyTree, Options]:
+    """Checks what :func:`scan` was given; all arrays are JAX's own, no state missing.
+
+    ``implementation`` is then a tuple of those that may run.
+    """
+    cell = as_cell(cell)
+    check_options(given)
+    params = arrays.check_params(cell, params)
+    xs, batch_shape, length = arrays.check_sequence(cell, xs, given.time_major)
+    check_length(given, length)
+    given = arrays.take_controls(batch_shape, length, given)
     conform = functools.partial(
-        shapes.conform_state,
+        arrays.conform_state,
         cell,
         params=params,
         batch_shape=batch_shape,
         dtype=xs.dtype,
         length=length,
     )
-    if reset is not None:
-        reset_state = conform("reset_state", reset_state)
-    elif reset_state is not None:
+    if given.reset is not None:
+        reset_state = conform("reset_state", given.reset_state)
+        given = given._replace(reset_state=reset_state)
+    elif given.reset_state is not None:
         raise ValueError("reset_state: expected None without reset, got a state.")
-    return xs, conform("state", state), reset_state
+    permitted = choice.permitted(given.implementation)
+    given = given._replace(implementation=permitted)
+    return cell, params, xs, conform("state", state), given
 
 
 def _checked(
-    cell, params, xs, state, lengths, mask, reset, reset_state, key, **options
+    cell: Any,
+    params: PyTree,
+    xs: Any,
+    state: PyTree,
+    given: Options,
+    reverse: bool,
+    emit_states: bool,
 ) -> tuple[PyTree, PyTree]:
-    if key is not None:
-        shapes.check_key(key)
-    xs, state, reset_state = prepare(
-        cell,
+    cell, params, xs, state, given = prepare(cell, params, xs, state, given)
+    # What can't run is said here, and not in the middle of a program.
+    choice.candidates(
+        given.implementation, cell.without_noise, compute_dtype(cell, xs.dtype)
+    )
+    return _scan(
+        cell.for_program(),
         params,
         xs,
         state,
-        lengths,
-        mask,
-        reset,
-        reset_state,
-        options["time_major"],
-        options["checkpoint_every"],
+        given.arrays,
+        reverse=bool(reverse),
+        emit_states=emit_states,
+        static=given.static,
     )
-    loop.check_implementation(options["implementation"], cell, xs)
-    return _scan(
-        cell, params, xs, state, lengths, mask, reset, reset_state, key, **options
-    )
+
+
+def _batch_ndim(cell: Cell, xs: Array) -> int:
+    return xs.ndim - arrays.input_ndim(cell) - 1
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=(
-        "cell",
-        "reverse",
-        "time_major",
-        "checkpoint_every",
-        "implementation",
-        "emit_states",
-    ),
+    jax.jit, static_argnames=("cell", "reverse", "emit_states", "static")
 )
-def _scan(
-    cell,
-    params,
-    xs,
-    state,
-    lengths,
-    mask,
-    reset,
-    reset_state,
-    key,
-    *,
-    time_major,
-    reverse,
-    **options,
-):
-    if not time_major:
-        axis = xs.ndim - shapes.input_ndim(cell) - 1
-        xs, mask, reset = jax.tree.map(
-            lambda leaf: jnp.moveaxis(leaf, axis, 0), (xs, mask, reset)
+def _scan(cell, params, xs, state, traced, *, reverse, emit_states, static):
+    given = Options(*traced, *static)
+    axis = _batch_ndim(cell, xs)
+
+    def run(params, xs, state, traced):
+        given = Options(*traced, *static)
+        if not given.time_major:
+            xs, mask, reset = time_in_front(axis, xs, given)
+            given = given._replace(mask=mask, reset=reset)
+        direction = loop.Direction(params, state, given.reset_state, given.key, reverse)
+        ((state, ys),) = loop.run(
+            cell,
+            xs,
+            [direction],
+            given,
+            given.implementation,
+            emit_states=emit_states,
         )
-    direction = loop.Direction(params, state, reset_state, key, reverse)
-    ((state, ys),) = loop.run(cell, xs, [direction], lengths, mask, reset, **options)
-    if not time_major:
-        ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axis), ys)
-    return state, ys
+        if not given.time_major:
+            ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axis), ys)
+        return state, ys
+
+    first = int(given.time_major)
+    args = (params, xs, state, traced)
+    return meshes.automatic(run, args, xs, (first, axis), (0, first))
+
+
+def time_in_front(axis: int, xs: Array, given: Options) -> Any:
+    """Inputs, mask and reset with their time axis in front."""
+    front = lambda leaf: jnp.moveaxis(leaf, axis, 0)
+    return jax.tree.map(front, (xs, given.mask, given.reset))

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import sequence
-from lstm_jax.cells.lstm_cell import step
-from lstm_jax.cells.regularized import inverted_dropout
-from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import options
-from lstm_jax.recurrence import loop
-from lstm_jax.types import Array, Cell, Directions
+from lstm_jax import connections, sequence
+from lstm_jax.cells.base import Cell, as_cell, compute_dtype, step
+from lstm_jax.checks import arrays
+from lstm_jax.numerics import where_rows
+from lstm_jax.recurrence import choice, loop, meshes
+from lstm_jax.types import Array, Directions, Options
 
 Params = tuple[Directions, ...]
 State = tuple[Directions, ...]
-
-MERGES = {
-    "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
-    "sum": jnp.add,
-    "mean": lambda a, b: (a + b) / 2,
-    "mul": jnp.multiply,
-}
 
 
 class Layers:
@@ -52,7 +43,8 @@ class Layers:
     @property
     def noisy(self) -> bool:
         """Whether a key changes anything: whether there is dropout or other noise."""
-        return bool(self.dropout) or any(hasattr(c, "perturb") for c in self.cells)
+        between = bool(self.dropout) and len(self.cells) > 1
+        return between or any(as_cell(cell).noisy for cell in self.cells)
 
     @property
     def _widening(self) -> int:
@@ -64,7 +56,7 @@ class Layers:
 
     def init(self, key: Array) -> Params:
         """Returns new :class:`Directions` of each cell's parameters for each layer."""
-        shapes.check_key(key)
+        key = arrays.check_key(key)
         keys = jax.random.split(key, (len(self.cells), self._directions))
         return tuple(
             Directions(*(cell.init(key) for key in layer_keys))
@@ -128,38 +120,37 @@ class Layers:
             ValueError: if a shape, a value of ``lengths`` or an option is wrong.
             TypeError: if a type or dtype is wrong.
         """
-        self.check_params(params)
-        batch_shape, length = sequence.check_arguments(
-            self.cells[0],
-            params[0].forward,
-            xs,
-            lengths,
-            mask,
-            reset,
-            time_major,
-            checkpoint_every,
-        )
-        if key is not None:
-            shapes.check_key(key)
-        xs = jnp.asarray(xs)
-        for cell in self.cells:
-            loop.check_implementation(implementation, cell, xs)
-        return _apply(
-            self,
-            params,
-            xs,
-            self._conform_state(params, state, batch_shape, xs.dtype, length),
-            lengths,
-            mask,
-            reset,
-            key,
+        given = Options(
+            lengths=lengths,
+            mask=mask,
+            reset=reset,
+            key=key,
             time_major=time_major,
             checkpoint_every=checkpoint_every,
             implementation=implementation,
         )
+        sequence.check_options(given)
+        params = self.check_params(params)
+        first = as_cell(self.cells[0])
+        xs, batch_shape, length = arrays.check_sequence(first, xs, time_major)
+        sequence.check_length(given, length)
+        given = arrays.take_controls(batch_shape, length, given)
+        state = self._conform_state(params, state, batch_shape, xs.dtype, length)
+        permitted = choice.permitted(implementation)
+        for cell in map(as_cell, self.cells):
+            dtype = compute_dtype(cell, xs.dtype)
+            choice.candidates(permitted, cell.without_noise, dtype)
+        given = given._replace(implementation=permitted)
+        program, static = self.for_program(), given.static
+        return _apply(program, params, xs, state, given.arrays, static=static)
 
     def step(
-        self, params: Params, state: State | None, x: Array
+        self,
+        params: Params,
+        state: State | None,
+        x: Array,
+        *,
+        reset: Array | None = None,
     ) -> tuple[State, Array]:
         """Takes one step through the stack, for sampling and serving.
 
@@ -171,6 +162,9 @@ class Layers:
             state: as from :meth:`zero_state`, :meth:`step` or :meth:`apply`; None for
                 the start of a sequence.
             x: the input of the step.
+            reset: ``[*batch]`` bool. Where it is True this step begins a sequence: the
+                state becomes that of zeros, or the one the model has learned to start
+                from, as with ``reset`` of :meth:`apply`.
 
         Returns:
             ``(state, y)``: the state after the step and the last layer's output.
@@ -184,19 +178,118 @@ class Layers:
                 "step: expected a one-directional model, got bidirectional=True. Its "
                 "backward half needs the whole sequence: use apply."
             )
-        self.check_params(params)
-        batch_shape = shapes.check_step_input(self.cells[0], x)
-        x = jnp.asarray(x)
+        params = self.check_params(params)
+        x, batch_shape = arrays.check_step_input(as_cell(self.cells[0]), x)
         state = self._conform_state(params, state, batch_shape, x.dtype)
-        return _step(self, params, state, x)
+        if reset is not None:
+            reset = arrays.take_array("reset", reset, jnp.bool_)
+            arrays.check_shape("reset", "[*batch]", batch_shape, reset)
+        return _step(self.for_program(), params, state, x, reset)
 
-    def check_params(self, params: Params) -> None:
-        """Raises ValueError or TypeError if ``params`` are not this model's."""
-        shapes.check_layers("params", self.cells, params, self.bidirectional)
-        for index, (cell, layer) in enumerate(zip(self.cells, params, strict=True)):
-            for name, one in zip(layer._fields, layer, strict=True):
-                if one is not None:
-                    shapes.check_params(cell, one, f"params[{index}].{name}")
+    def initial_state(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> State:
+        """Returns the state that sequences start from: the learned one, or zeros.
+
+        What :meth:`apply` starts from where no state is given, and what resets go back
+        to.
+
+        Args:
+            params: as from :meth:`init`.
+            batch_shape: the batch axes; ``()`` for none.
+            dtype: of every h; see :meth:`LSTMCell.zero_state`.
+        """
+        params = self.check_params(params)
+        return tuple(
+            Directions(
+                *(
+                    None
+                    if one is None
+                    else as_cell(cell).initial_state(one, batch_shape, dtype)
+                    for one in layer
+                )
+            )
+            for cell, layer in zip(self.cells, params, strict=True)
+        )
+
+    def last(self, state: State) -> Array:
+        """Returns the last output, ``[*batch, output_size]``, from a last state.
+
+        That of the last valid step of each row and, going backward, of the first: both
+        directions are joined as ``merge`` says. Keras's ``return_sequences=False``.
+
+        Args:
+            state: as :meth:`apply` or :meth:`step` returned it.
+
+        Raises:
+            ValueError: if it is of another model.
+            TypeError: if it is no state of a stack.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, lstm_jax as lj
+            >>> model = lj.LSTM(3, 5, bidirectional=True)
+            >>> params = model.init(jax.random.key(0))
+            >>> state, ys = model.apply(params, jnp.ones((2, 7, 3)))
+            >>> model.last(state).shape
+            (2, 10)
+        """
+        cells = [as_cell(cell) for cell in self.cells]
+        arrays.check_layers("state", cells, state, self.bidirectional)
+        return connections.last_output(self, state)
+
+    def bridge(self, state: State, merge: str = "concat") -> State:
+        """Returns the state of a one-directional model from that of a bidirectional one.
+
+        Layer by layer, what a decoder starts from after this encoder.
+
+        Args:
+            state: as :meth:`apply` of this model returned it.
+            merge: how the two directions become one: "concat" doubles H; "sum" and
+                "mean" keep it.
+
+        Raises:
+            ValueError: if the model is one-directional, whose state needs no bridge.
+            TypeError: if it is no state of a stack.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, lstm_jax as lj
+            >>> encoder, decoder = lj.LSTM(3, 5, 2, bidirectional=True), lj.LSTM(4, 10, 2)
+            >>> params = encoder.init(jax.random.key(0))
+            >>> state, _ = encoder.apply(params, jnp.ones((2, 7, 3)))
+            >>> start = encoder.bridge(state)
+            >>> params = decoder.init(jax.random.key(1))
+            >>> decoder.apply(params, jnp.ones((2, 6, 4)), start)[1].shape
+            (2, 6, 10)
+        """
+        if not self.bidirectional:
+            raise ValueError(
+                "bridge: expected a bidirectional model, got bidirectional=False. Its "
+                "state is one a decoder takes as it is."
+            )
+        cells = [as_cell(cell) for cell in self.cells]
+        arrays.check_layers("state", cells, state, self.bidirectional)
+        return connections.bridge(state, merge)
+
+    def check_params(self, params: Params) -> Params:
+        """Checks that ``params`` are this model's, and returns them as JAX's arrays.
+
+        Raises:
+            ValueError: if they are of another shape, or there are more or fewer layers.
+            TypeError: if they are nested otherwise.
+        """
+        cells = [as_cell(cell) for cell in self.cells]
+        arrays.check_layers("params", cells, params, self.bidirectional)
+        return tuple(
+            Directions(
+                *(
+                    None
+                    if one is None
+                    else arrays.check_params(cell, one, f"params[{index}].{name}")
+                    for name, one in zip(layer._fields, layer, strict=True)
+                )
+            )
+            for index, (cell, layer) in enumerate(zip(cells, params, strict=True))
+        )
 
     def _conform_state(
         self,
@@ -206,15 +299,16 @@ class Layers:
         dtype: Any,
         length: int | None = None,
     ) -> State:
+        cells = [as_cell(cell) for cell in self.cells]
         if state is not None:
-            shapes.check_layers("state", self.cells, state, self.bidirectional)
+            arrays.check_layers("state", cells, state, self.bidirectional)
         layers = []
-        for index, cell in enumerate(self.cells):
-            dtype = getattr(cell, "dtype", None) or dtype
+        for index, cell in enumerate(cells):
+            dtype = compute_dtype(cell, dtype)
             layers.append(
                 Directions(
                     *(
-                        shapes.conform_state(
+                        arrays.conform_state(
                             cell,
                             f"state[{index}].{Directions._fields[direction]}",
                             None if state is None else state[index][direction],
@@ -228,6 +322,17 @@ class Layers:
                 )
             )
         return tuple(layers)
+
+    def for_program(self) -> Stack:
+        """Returns the stack of equal steps without what only :meth:`init` reads."""
+        return Stack(
+            tuple(as_cell(cell).for_program() for cell in self.cells),
+            bidirectional=self.bidirectional,
+            merge=self.merge if self.bidirectional else "concat",
+            dropout=self.dropout if len(self.cells) > 1 else 0.0,
+            residual=self.residual,
+            skip=self.skip,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,113 +386,60 @@ class Stack(Layers):
                 f"{self.cells!r}."
             )
         object.__setattr__(self, "cells", tuple(self.cells))
-        check_options(self)
+        connections.check_options(self)
 
 
-def check_options(model: Any) -> None:
-    """Checks the options of a stack, and that its layers fit on top of each other."""
-    options.check_choice("merge", model.merge, tuple(MERGES))
-    options.check_rate("dropout", model.dropout)
-    cells, widening = model.cells, model._widening
-    for index in range(1, len(cells)):
-        below = cells[index - 1].output_size * widening
-        expected = below
-        if model.skip:
-            expected += cells[0].input_shape[-1]
-        got = cells[index].input_shape[-1]
-        if got != expected:
-            raise ValueError(
-                f"cells[{index}]: expected an input size of {expected}, what it gets "
-                f"from the layer below{' and from the input' if model.skip else ''}, "
-                f"got {got}."
-            )
-        size = cells[index].output_size * widening
-        if model.residual and size != below:
-            raise ValueError(
-                f"residual: expected layers with outputs of one size, got {below} from "
-                f"layer {index - 1} and {size} from layer {index}."
-            )
+@functools.partial(jax.jit, static_argnames=("model", "static"))
+def _apply(model, params, xs, state, traced, *, static):
+    axis = xs.ndim - arrays.input_ndim(as_cell(model.cells[0])) - 1
+
+    def whole(params, xs, state, traced):
+        given = Options(*traced, *static)
+        if not given.time_major:
+            xs, mask, reset = sequence.time_in_front(axis, xs, given)
+            given = given._replace(mask=mask, reset=reset)
+
+        def run(index, cell, xs):
+            key = None if given.key is None else jax.random.fold_in(given.key, index)
+            layer = given._replace(key=key)
+            return _layer(model, cell, params[index], xs, state[index], layer)
+
+        after, ys = connections.through_layers(model, xs, run, given.key)
+        return after, ys if given.time_major else jnp.moveaxis(ys, 0, axis)
+
+    first = int(Options(*traced, *static).time_major)
+    args = (params, xs, state, traced)
+    return meshes.automatic(whole, args, xs, (first, axis), (0, first))
 
 
-def through_layers(
-    model: Any,
-    xs: Array,
-    run: Callable[[int, Any, Array], tuple[Any, Array]],
-    key: Array | None = None,
-) -> tuple[State, Array]:
-    """Leads inputs, of one step or of all, through the layers and what connects them.
-
-    Args:
-        model: a stack.
-        xs: the inputs.
-        run: ``run(index, cell, xs) -> (state, ys)`` runs one layer.
-        key: a random key for the dropout between layers, or None.
-    """
-    states, outputs, below = [], [], xs
-    for index, cell in enumerate(model.cells):
-        inputs = below
-        if index and key is not None and model.dropout:
-            inputs = inverted_dropout(
-                jax.random.fold_in(key, index), model.dropout, inputs
-            )
-        if index and model.skip:
-            inputs = jnp.concatenate([inputs, xs.astype(inputs.dtype)], axis=-1)
-        after, ys = run(index, cell, inputs)
-        if index and model.residual:
-            ys = ys + below
-        states.append(after)
-        outputs.append(ys)
-        below = ys
-    return tuple(states), jnp.concatenate(outputs, -1) if model.skip else below
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "time_major", "checkpoint_every", "implementation"),
-)
-def _apply(
-    model, params, xs, state, lengths, mask, reset, key, *, time_major, **options
-):
-    axis = xs.ndim - shapes.input_ndim(model.cells[0]) - 1
-    if not time_major:
-        xs, mask, reset = jax.tree.map(
-            lambda leaf: jnp.moveaxis(leaf, axis, 0), (xs, mask, reset)
-        )
-
-    def run(index, cell, xs):
-        noise = None if key is None else jax.random.fold_in(key, index)
-        controls = lengths, mask, reset, noise
-        return _layer(model, cell, params[index], xs, state[index], controls, **options)
-
-    new_state, ys = through_layers(model, xs, run, key)
-    return new_state, ys if time_major else jnp.moveaxis(ys, 0, axis)
-
-
-def _layer(model, cell, params, xs, state, controls, **options):
+def _layer(model, cell, params, xs, state, given):
     """One layer over time, in one direction or in two."""
-    lengths, mask, reset, key = controls
     directions = []
     for n in range(model._directions):
         reset_state = None
-        if reset is not None:
-            batch_shape = reset.shape[1:]
-            reset_state = shapes.conform_state(
-                cell, "reset_state", None, params[n], batch_shape, xs.dtype
-            )
-        noise = None if key is None else jax.random.fold_in(key, 1 + n)
+        if given.reset is not None:
+            batch_shape = given.reset.shape[1:]
+            dtype = compute_dtype(cell, xs.dtype)
+            reset_state = cell.initial_state(params[n], batch_shape, dtype)
+        key = None if given.key is None else jax.random.fold_in(given.key, 1 + n)
         directions.append(
-            loop.Direction(params[n], state[n], reset_state, noise, reverse=n == 1)
+            loop.Direction(params[n], state[n], reset_state, key, reverse=n == 1)
         )
-    results = loop.run(cell, xs, directions, lengths, mask, reset, **options)
+    results = loop.run(cell, xs, directions, given, given.implementation)
     afters, outputs = zip(*results, strict=True)
-    ys = outputs[0] if len(outputs) == 1 else MERGES[model.merge](*outputs)
+    ys = outputs[0] if len(outputs) == 1 else connections.MERGES[model.merge](*outputs)
     return Directions(*afters), ys
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _step(model, params, state, x):
+def _step(model, params, state, x, reset):
     def run(index, cell, x):
-        after, y = step(cell, params[index].forward, state[index].forward, x)
+        one, before = params[index].forward, state[index].forward
+        if reset is not None:
+            dtype = compute_dtype(cell, x.dtype)
+            start = cell.initial_state(one, reset.shape, dtype)
+            before = where_rows(reset, start, before)
+        after, y = step(cell, one, before, x)
         return Directions(after), y
 
-    return through_layers(model, x, run)
+    return connections.through_layers(model, x, run)

@@ -206,7 +206,7 @@ def _checked(cell: Any, chunk: Any, time_major: bool) -> _Chunk:
             f"{sorted(map(str, arrays))}. Lengths become a mask."
         )
     controls = (arrays.get("mask"), arrays.get("reset"))
-    batch_shape, length = shapes.check_sequence(cell, arrays["xs"], time_major)
+    batch_shape, length = shapes.sequence_shape(cell, arrays["xs"], time_major)
     shapes.check_controls(batch_shape, length, time_major, None, *controls)
     # A slice of a JAX array is a program of its own, one for every start.
     arrays = {

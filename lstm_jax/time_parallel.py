@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax import sequence
-from lstm_jax.cells.lstm_cell import cast_params
+from lstm_jax.cells.base import Cell, cast_params, compute_dtype
 from lstm_jax.checks import options
-from lstm_jax.numerics import accumulation_dtype
-from lstm_jax.recurrence import loop, xla
+from lstm_jax.numerics import accumulation_dtype, zero_where_not
+from lstm_jax.recurrence import loop, meshes
 from lstm_jax.recurrence.newton import method as newton
-from lstm_jax.recurrence.newton.method import Layout, Options, Problem, Steps
-from lstm_jax.recurrence.xla import Controls
-from lstm_jax.types import Array, Cell, PyTree
+from lstm_jax.recurrence.newton.method import Controls, Layout, Problem, Steps
+from lstm_jax.recurrence.newton.method import Options as NewtonOptions
+from lstm_jax.types import Array, Options, PyTree
 
 METHODS = ("deer", "quasi-deer", "elk", "quasi-elk")
 
@@ -124,26 +124,22 @@ def parallel_scan(
         arXiv:2407.19115.
     """
     _check_options(method, max_iterations, tolerance, damping)
-    xs, state, reset_state = sequence.prepare(
-        cell, params, xs, state, lengths, mask, reset, reset_state, time_major, None
-    )
+    given = Options(lengths, mask, reset, reset_state, time_major=time_major)
+    cell, params, xs, state, given = sequence.prepare(cell, params, xs, state, given)
     layout = _layout(cell, state, by_unit=method.startswith("quasi-"))
     if layout.by_unit:
         _check_units(cell, params, state, layout, method)
     tolerance = TOLERANCE[layout.dtype.name] if tolerance is None else float(tolerance)
     damping = DAMPING if damping is None else float(damping)
-    chosen = Options(method, int(max_iterations), tolerance, damping)
+    chosen = NewtonOptions(method, int(max_iterations), tolerance, damping)
     return _parallel_scan(
-        Problem(cell, layout, chosen),
+        Problem(cell.for_program(), layout, chosen),
         params,
         xs,
         state,
-        lengths,
-        mask,
-        reset,
-        reset_state,
-        reverse=reverse,
-        time_major=time_major,
+        given.arrays,
+        reverse=bool(reverse),
+        time_major=bool(time_major),
     )
 
 
@@ -208,32 +204,34 @@ def _check_units(
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "reverse", "time_major"))
-def _parallel_scan(
-    problem,
-    params,
-    xs,
-    state,
-    lengths,
-    mask,
-    reset,
-    reset_state,
-    *,
-    reverse,
-    time_major,
-):
-    dtype = getattr(problem.cell, "dtype", None) or xs.dtype
+def _parallel_scan(problem, params, xs, state, traced, *, reverse, time_major):
+    leaf = jax.tree.leaves(state)[0]
+    axis = leaf.ndim - len(problem.layout.shapes[0])
+
+    def run(params, xs, state, traced):
+        given = Options(*traced, time_major=time_major)
+        return _in_time_order(problem, params, xs, state, given, reverse, axis)
+
+    first = int(time_major)
+    args = (params, xs, state, traced)
+    return meshes.automatic(run, args, xs, (first, axis), (0, first, None))
+
+
+def _in_time_order(problem, params, xs, state, given, reverse, axis):
+    """The steps in the order in which they run, with time in front, and back."""
+    dtype = compute_dtype(problem.cell, xs.dtype)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
-    axis = 0
-    if not time_major:
-        axis = jax.tree.leaves(state)[0].ndim - len(problem.layout.shapes[0])
+    axis = 0 if given.time_major else axis
     front = lambda leaf: jnp.moveaxis(leaf, axis, 0)
     flip = lambda leaf: jnp.flip(leaf, 0) if reverse else leaf
-    xs, mask, reset = jax.tree.map(front, (xs, mask, reset))
-    valid, reset = loop.step_controls(xs.shape[0], lengths, mask, reset, reverse)
+    xs, mask, reset = jax.tree.map(front, (xs, given.mask, given.reset))
+    given = given._replace(mask=mask, reset=reset)
+    valid, reset = loop.step_controls(xs.shape[0], given, reverse)
     xs, valid, reset = jax.tree.map(flip, (xs, valid, reset))
-    params, xs = cast_params(params, dtype), xs.astype(dtype)
-    controls = Controls(valid, reset, reset_state)
-    state, ys, report = _run(problem, _steps(problem, params, xs, state, controls))
+    params = cast_params(problem.cell.params_of_steps(params), dtype)
+    controls = Controls(valid, reset, given.reset_state)
+    steps = _steps(problem, params, xs.astype(dtype), state, controls)
+    state, ys, report = _run(problem, steps)
     back = lambda y: jnp.moveaxis(flip(y), 0, axis).astype(dtype)
     state = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), state, dtypes)
     return state, jax.tree.map(back, ys), report
@@ -246,11 +244,12 @@ def _steps(
     widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
     params, xs, state = jax.tree.map(widen, (params, xs, state))
     valid, reset, reset_state = controls
-    if valid is not None:
-        # 0 * NaN is NaN: what stands in padding must go before the first product.
-        xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
+    # 0 * NaN is NaN: what stands in padding must go before the first product.
+    xs = zero_where_not(valid, xs)
     reset_state = jax.tree.map(lambda leaf: widen(leaf)[None], reset_state)
-    state = loop.vary(state, (params, xs, state, valid, reset, reset_state))
+    params, xs, state, valid, reset, reset_state = meshes.vary_alike(
+        (params, xs, state, valid, reset, reset_state)
+    )
     return Steps(
         params,
         problem.cell.project(params, xs),

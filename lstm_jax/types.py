@@ -10,7 +10,7 @@ output.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
@@ -82,50 +82,35 @@ class Directions(NamedTuple):
     forward: Any
     backward: Any = None
 
+    def __getattr__(self, name: str) -> Any:
+        """Says where what is looked for stands."""
+        hint = ""
+        if name in ("h", "c"):
+            hint = (
+                f" Each direction has its own: .forward.{name}, .backward.{name}; "
+                "model.last(state) joins the h of both."
+            )
+        raise AttributeError(f"Directions has no attribute {name!r}.{hint}")
 
-class Cell(Protocol):
-    """What :func:`lstm_jax.scan` asks of a cell: one step, cut into three pure pieces.
 
-    One step is ``update(params, state, project(params, x), recur(params, state))``. The
-    pieces differ in what can be done for all steps at once: ``project`` wholly, the
-    parameters' gradient through ``recur`` too, ``update`` not at all. Each takes any
-    leading axes.
+class Options(NamedTuple):
+    """What a call over time is given beside its inputs; see :func:`lstm_jax.scan`."""
 
-    A cell holds no arrays and is hashable (a frozen dataclass does both), so that it
-    can be a static argument of ``jax.jit``. Six attributes are optional:
+    lengths: Array | None = None
+    mask: Array | None = None
+    reset: Array | None = None
+    reset_state: PyTree = None
+    key: Array | None = None
+    time_major: bool = False
+    checkpoint_every: int | str | None = None
+    implementation: Any = None
 
-    * ``dtype``: the compute dtype; None, the default, for that of the inputs.
-    * ``input_shape``: the shape of one input; by default a vector of any size.
-    * ``additive``: True says that ``update`` depends on z and r through ``z + r``
-      alone, so that less has to be kept for the backward pass; False by default.
-    * ``initial_state(params, batch_shape, dtype)``: the state that a sequence starts
-      from, and that a reset goes back to, where none is passed in; by default that of
-      zeros.
-    * ``perturb(key, params, xs)``: what training runs instead, where there is a key:
-      ``(cell, params, xs)``, the inputs ``[T, *batch, ...]`` and whatever else the
-      steps of that cell take. By default a key changes nothing.
-    * ``without_noise``: the cell that runs where there is no key, of equal steps; by
-      default the cell itself.
-    """
+    @property
+    def arrays(self) -> tuple:
+        """What is traced."""
+        return tuple(self[:5])
 
-    def init(self, key: Array) -> PyTree:
-        """Returns new parameters."""
-        ...
-
-    def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = ...) -> PyTree:
-        """Returns the state of zeros, in the dtypes that ``update`` returns."""
-        ...
-
-    def project(self, params: PyTree, xs: PyTree) -> PyTree:
-        """Returns z: what the inputs contribute."""
-        ...
-
-    def recur(self, params: PyTree, state: PyTree) -> PyTree:
-        """Returns r: what the state contributes, linear in the parameters."""
-        ...
-
-    def update(
-        self, params: PyTree, state: PyTree, z: PyTree, r: PyTree
-    ) -> tuple[PyTree, PyTree]:
-        """Returns ``(state, y)`` after the step."""
-        ...
+    @property
+    def static(self) -> tuple:
+        """What a program is compiled for."""
+        return tuple(self[5:])

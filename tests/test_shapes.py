@@ -128,12 +128,14 @@ CASES = {
     "lengths are too long": (
         lambda: scan(lengths=jnp.array([1, 2, 3, 7])),
         ValueError,
-        "lengths: expected values from 0 to T = 6, got 1 to 7.",
+        "lengths: expected values from 0 to T = 6, the steps of each row that are valid, "
+        "got 1 to 7.",
     ),
     "lengths are negative": (
         lambda: scan(lengths=np.array([-1, 2, 3, 4])),
         ValueError,
-        "lengths: expected values from 0 to T = 6, got -1 to 4.",
+        "lengths: expected values from 0 to T = 6, the steps of each row that are valid, "
+        "got -1 to 4.",
     ),
     "mask is of numbers": (
         lambda: scan(mask=jnp.ones((B, T))),
@@ -208,7 +210,7 @@ CASES = {
     "implementation is unknown": (
         lambda: scan(implementation="cudnnn"),
         ValueError,
-        "implementation: expected one of 'xla', 'cpu', got 'cudnnn'.",
+        "implementation: expected one of 'cpu', 'xla', got 'cudnnn'.",
     ),
     "stack is given a layer's params": (
         lambda: apply(params=PARAMS),

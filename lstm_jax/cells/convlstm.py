@@ -11,17 +11,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
+from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import (
     GLOROT_UNIFORM,
     ORTHOGONAL,
     Activation,
     Initializer,
-    OneStep,
     start_from,
 )
-from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import options
-from lstm_jax.numerics import accumulation_dtype, as_last_axes
+from lstm_jax.checks import arrays, options
+from lstm_jax.numerics import accumulation_dtype, as_last_axes, merges_rows
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
 # One number for all spatial axes, or a tuple with one each; always that in a made cell.
@@ -29,12 +28,12 @@ Sizes = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvLSTMCell(OneStep):
+class ConvLSTMCell(Cell):
     """One step of a convolutional LSTM, as a description that holds no arrays.
 
     The equations of :class:`LSTMCell` with convolutions for products, over 1, 2 or 3
     spatial axes, channels last: those of Keras's ``ConvLSTM1D``, ``2D`` and ``3D``,
-    whose ``kernel``, ``recurrent_kernel`` and ``bias`` have our shapes.
+    whose ``kernel``, ``recurrent_kernel`` and ``bias`` have our arrays.
 
     Shapes:
         S stands for the spatial axes of the state, those of the input after the input's
@@ -80,7 +79,7 @@ class ConvLSTMCell(OneStep):
         Shi et al. 2015, arXiv:1506.04214.
     """
 
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...] = dataclasses.field()
     hidden_size: int
     kernel_size: Sizes
     _: dataclasses.KW_ONLY
@@ -101,6 +100,22 @@ class ConvLSTMCell(OneStep):
     learn_initial_state: bool = False
 
     additive: ClassVar[bool] = True
+    INIT_ONLY: ClassVar[tuple[str, ...]] = (
+        "forget_bias",
+        "kernel_init",
+        "recurrent_init",
+        "bias_init",
+        "param_dtype",
+    )
+    param_letters: ClassVar[dict[str, str]] = {
+        ".kernel": "[*kernel_size, I, 4H]",
+        ".recurrent_kernel": "[*kernel_size, H, 4H]",
+        ".bias": "[4H]",
+        ".peephole": "[3, *S, H]",
+        ".initial_h": "[*S, H]",
+        ".initial_c": "[*S, H]",
+    }
+    state_letters: ClassVar[dict[str, str]] = {".h": "*S, H", ".c": "*S, H"}
 
     def __post_init__(self) -> None:
         """Checks the options and makes each size a tuple, one for each spatial axis."""
@@ -146,9 +161,8 @@ class ConvLSTMCell(OneStep):
             bias = bias.at[hidden : 2 * hidden].add(self.forget_bias)
         if self.peephole:
             peephole = jnp.zeros((3, *self.output_shape), dtype)
-        start = None
-        if self.learn_initial_state:
-            start = jnp.zeros(self.output_shape, dtype)
+        learned = self.learn_initial_state
+        start = lambda: jnp.zeros(self.output_shape, dtype) if learned else None
         columns = 4 * hidden
         params = LSTMParams(
             kernel=self.kernel_init(
@@ -159,8 +173,8 @@ class ConvLSTMCell(OneStep):
             ),
             bias=bias,
             peephole=peephole,
-            initial_h=start,
-            initial_c=start,
+            initial_h=start(),
+            initial_c=start(),
         )
         return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), params)
 
@@ -170,7 +184,7 @@ class ConvLSTMCell(OneStep):
         """Returns the state of zeros: see :meth:`LSTMCell.zero_state`."""
         if dtype is None:
             dtype = jnp.float32 if self.dtype is None else self.dtype
-        shape = (*shapes.check_batch_shape(batch_shape), *self.output_shape)
+        shape = (*arrays.check_batch_shape(batch_shape), *self.output_shape)
         return LSTMState(
             jnp.zeros(shape, dtype), jnp.zeros(shape, accumulation_dtype(dtype))
         )
@@ -181,6 +195,10 @@ class ConvLSTMCell(OneStep):
         """Returns the state that sequences start from: the learned one, or zeros."""
         state = self.zero_state(batch_shape, dtype)
         return start_from(params, state) if self.learn_initial_state else state
+
+    def params_of_steps(self, params: LSTMParams) -> LSTMParams:
+        """Returns the parameters without the learned start."""
+        return params._replace(initial_h=None, initial_c=None)
 
     def project(self, params: LSTMParams, xs: Array) -> Array:
         """Returns the inputs' convolution and the bias, ``[..., *S, 4H]``."""
@@ -226,6 +244,10 @@ def _convolve(
     """
     axes = len(strides)
     wide = accumulation_dtype(kernel.dtype)
+    # Of several leading axes time is the first. Made the last it leaves those of the
+    # batch in front, which may be cut over devices.
+    moved = xs.ndim - axes > 2 and not merges_rows()
+    xs = jnp.moveaxis(xs, 0, xs.ndim - axes - 2) if moved else xs
     leading = xs.shape[: xs.ndim - axes - 1]
     letters = "DHW"[3 - axes :]
     out = lax.conv_general_dilated(
@@ -236,4 +258,5 @@ def _convolve(
         rhs_dilation=dilation,
         dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
     )
-    return out.reshape(*leading, *out.shape[1:])
+    out = out.reshape(*leading, *out.shape[1:])
+    return jnp.moveaxis(out, len(leading) - 1, 0) if moved else out

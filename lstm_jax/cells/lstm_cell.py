@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
 from lstm_jax.cells import variants
-from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import options
+from lstm_jax.cells.base import Cell
+from lstm_jax.checks import arrays, options
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
-from lstm_jax.types import Array, LSTMParams, LSTMState, PyTree
+from lstm_jax.types import Array, LSTMParams, LSTMState
 
 Initializer = Callable[..., Array]
 Activation = Callable[[Array], Array]
@@ -23,39 +23,8 @@ GLOROT_UNIFORM = initializers.glorot_uniform()
 ORTHOGONAL = initializers.orthogonal()
 
 
-class OneStep:
-    """Calls a cell of the protocol for one step."""
-
-    def __call__(
-        self: Any, params: PyTree, state: PyTree, x: Array
-    ) -> tuple[PyTree, PyTree]:
-        """Takes one step.
-
-        Shapes:
-            ``x`` is ``[*batch, *input_shape]``, of an LSTM ``[*batch, I]``, and
-            ``state`` as from :meth:`zero_state`.
-
-        Args:
-            params: as from :meth:`init`.
-            state: the state before the step.
-            x: the input of the step.
-
-        Returns:
-            ``(state, y)``: the state after the step, and the output, which is its h.
-
-        Raises:
-            TypeError: if ``state`` is of another type than the cell's, or a dtype is
-                wrong.
-            ValueError: if a shape is wrong.
-        """
-        shapes.check_params(self, params)
-        batch_shape = shapes.check_step_input(self, x)
-        state = shapes.conform_state(self, "state", state, params, batch_shape, x.dtype)
-        return step(self, params, state, x)
-
-
 @dataclasses.dataclass(frozen=True)
-class LSTMCell(OneStep):
+class LSTMCell(Cell):
     r"""One step of an LSTM, as a description that holds no arrays.
 
     By default it is the standard one:
@@ -147,6 +116,19 @@ class LSTMCell(OneStep):
     num_heads: int = 1
     learn_initial_state: bool = False
 
+    INIT_ONLY: ClassVar[tuple[str, ...]] = (
+        "forget_bias",
+        "kernel_init",
+        "recurrent_init",
+        "bias_init",
+        "param_dtype",
+    )
+    # Options that leave a step the standard one. Any other makes it the reference's.
+    STANDARD: ClassVar[tuple[str, ...]] = (
+        *("input_size", "hidden_size", "proj_size", "use_bias", "dtype"),
+        *("learn_initial_state", *INIT_ONLY),
+    )
+
     def __post_init__(self) -> None:
         """Checks the options."""
         options.check_sizes(self)
@@ -169,8 +151,39 @@ class LSTMCell(OneStep):
     @property
     def standard(self) -> bool:
         """Whether the steps are those of the standard LSTM, which has fast kernels."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return all(getattr(self, name) == defaults[name] for name in _CHANGES_STEPS)
+        return type(self) is LSTMCell and all(
+            getattr(self, field.name) == field.default
+            for field in dataclasses.fields(self)
+            if field.name not in self.STANDARD
+        )
+
+    @property
+    def param_letters(self) -> dict[str, str]:
+        """The letters of the parameters' shapes."""
+        gates, h = len(variants.gates_of(self.variant)), self.state_letters[".h"]
+        columns = f"{gates}H"
+        recurrent = f"[{h}, {columns}]"
+        if self.num_heads > 1:
+            recurrent = f"[N, {h}/N, {columns}/N]"
+        return {
+            ".kernel": f"[I, {columns}]",
+            ".recurrent_kernel": recurrent,
+            ".bias": f"[{columns}]",
+            ".projection_kernel": "[H, P]",
+            ".peephole": f"[{len(variants.peephole_gates(self.variant))}, H]",
+            ".gate_kernel": "[3H, 3H]",
+            ".norm_scale": f"[2, {columns}]",
+            ".norm_shift": f"[2, {columns}]",
+            ".cell_norm": "[2, H]",
+            ".initial_h": f"[{h}]",
+            ".initial_c": "[H]",
+        }
+
+    @property
+    def state_letters(self) -> dict[str, str]:
+        """The letters of the state's shapes, without batch axes."""
+        h = "H" if self.proj_size is None else "P"
+        return {".h": h, ".c": "H", ".gates": "3H"}
 
     @property
     def additive(self) -> bool:
@@ -187,7 +200,7 @@ class LSTMCell(OneStep):
             TypeError: if ``params`` is not an :class:`LSTMParams`.
             ValueError: if the shapes do not fit together.
         """
-        input_size, hidden_size, proj_size = shapes.sizes_of(params)
+        input_size, hidden_size, proj_size = arrays.sizes_of(params)
         cell = cls(
             input_size,
             hidden_size,
@@ -196,7 +209,7 @@ class LSTMCell(OneStep):
             peephole=params.peephole is not None,
             learn_initial_state=params.initial_h is not None,
         )
-        shapes.check_params(cell, params)
+        arrays.check_params(cell, params)
         return cell
 
     def init(self, key: Array) -> LSTMParams:
@@ -271,7 +284,7 @@ class LSTMCell(OneStep):
         """
         if dtype is None:
             dtype = jnp.float32 if self.dtype is None else self.dtype
-        batch_shape, wide = shapes.check_batch_shape(batch_shape), accumulation_dtype
+        batch_shape, wide = arrays.check_batch_shape(batch_shape), accumulation_dtype
         h = jnp.zeros((*batch_shape, self.output_size), dtype)
         c = jnp.zeros((*batch_shape, self.hidden_size), wide(dtype))
         if self.variant != "FGR":
@@ -285,6 +298,10 @@ class LSTMCell(OneStep):
         """Returns the state that sequences start from: the learned one, or zeros."""
         state = self.zero_state(batch_shape, dtype)
         return start_from(params, state) if self.learn_initial_state else state
+
+    def params_of_steps(self, params: LSTMParams) -> LSTMParams:
+        """Returns the parameters without the learned start."""
+        return params._replace(initial_h=None, initial_c=None)
 
     def project(self, params: LSTMParams, xs: Array) -> Array:
         """Returns ``xs @ kernel + bias``, ``[..., 4H]``, the product normalised."""
@@ -331,20 +348,6 @@ class LSTMCell(OneStep):
         return matmul(h, params.projection_kernel).astype(state.h.dtype)
 
 
-# The options of LSTMCell that make its steps other than the standard LSTM's.
-_CHANGES_STEPS = (
-    "peephole",
-    "variant",
-    "layer_norm",
-    "gate_activation",
-    "candidate_activation",
-    "output_activation",
-    "clip",
-    "cell_clip",
-    "num_heads",
-)
-
-
 def init_recurrent(
     initializer: Initializer, key: Array, shape: tuple[int, int], heads: int, dtype: Any
 ) -> Array:
@@ -361,17 +364,3 @@ def start_from(params: Any, state: Any) -> Any:
     h = jnp.broadcast_to(as_last_axes(params.initial_h, state.h), state.h.shape)
     c = jnp.broadcast_to(as_last_axes(params.initial_c, state.c), state.c.shape)
     return state._replace(h=h, c=c)
-
-
-def cast_params(params: Any, dtype: Any) -> Any:
-    """Casts every leaf of a cell's parameters to the compute dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
-@jax.jit(static_argnames="cell")
-def step(cell: Any, params: PyTree, state: PyTree, x: Array) -> tuple[PyTree, PyTree]:
-    """One step of any cell of the protocol, on checked arguments."""
-    dtype = x.dtype if getattr(cell, "dtype", None) is None else cell.dtype
-    params = cast_params(params, dtype)
-    z = cell.project(params, x.astype(dtype))
-    return cell.update(params, state, z, cell.recur(params, state))

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.lstm_cell import OneStep
-from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import options
+from lstm_jax.cells.base import Cell, as_cell
+from lstm_jax.checks import arrays, options
 from lstm_jax.numerics import accumulation_dtype, as_last_axes
 from lstm_jax.types import Array, PyTree
 
@@ -28,7 +27,7 @@ _IN_THE_LOOP = ("output_dropout", "recurrent_dropout", "zoneout_h", "zoneout_c")
 
 
 @dataclasses.dataclass(frozen=True)
-class Regularized(OneStep):
+class Regularized(Cell):
     """A cell with noise in its recurrence while it is trained.
 
     Parameters, states and options are those of the cell inside. Noise needs a key:
@@ -94,10 +93,60 @@ class Regularized(OneStep):
                 )
 
     def __getattr__(self, name: str) -> Any:
-        """Returns what else the cell inside has: sizes, a dtype, a learned start."""
+        """Returns what else the cell inside has, such as its sizes."""
         if name == "cell" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.cell, name)
+
+    @property
+    def standard(self) -> bool:
+        """Whether the cell inside is the standard LSTM."""
+        return self._inside.standard
+
+    @property
+    def dtype(self) -> Any:
+        """That of the cell inside, as for what follows."""
+        return self._inside.dtype
+
+    @property
+    def input_shape(self) -> Any:
+        """The shape of one input."""
+        return self._inside.input_shape
+
+    @property
+    def output_size(self) -> int:
+        """The size of one output."""
+        return self.cell.output_size
+
+    @property
+    def additive(self) -> bool:
+        """Whether a step depends on inputs and state through their sum alone."""
+        return self._inside.additive
+
+    @property
+    def param_letters(self) -> dict[str, str]:
+        """The letters of the parameters' shapes."""
+        return self._inside.param_letters
+
+    @property
+    def state_letters(self) -> dict[str, str]:
+        """The letters of the state's shapes."""
+        return self._inside.state_letters
+
+    @property
+    def noisy(self) -> bool:
+        """Whether a key changes anything."""
+        return self._inside.noisy or any(getattr(self, name) for name in RATES)
+
+    @property
+    def _inside(self) -> Cell:
+        return as_cell(self.cell)
+
+    def initial_state(
+        self, params: PyTree, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> Any:
+        """Returns the state that sequences of the cell inside start from."""
+        return self._inside.initial_state(params, batch_shape, dtype)
 
     def init(self, key: Array) -> PyTree:
         """Returns new parameters of the cell inside."""
@@ -106,6 +155,14 @@ class Regularized(OneStep):
     def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
         """Returns the state of zeros of the cell inside."""
         return self.cell.zero_state(batch_shape, dtype)
+
+    def params_of_steps(self, params: PyTree) -> PyTree:
+        """Returns the parameters without those that only sequences start from."""
+        return self._inside.params_of_steps(params)
+
+    def params_by_row(self, params: PyTree) -> PyTree:
+        """Returns, for each leaf of the parameters, whether it has the batch axes."""
+        return self._inside.params_by_row(params)
 
     def project(self, params: PyTree, xs: Array) -> PyTree:
         """Returns what the inputs contribute."""
@@ -145,7 +202,7 @@ class Regularized(OneStep):
         """What runs where there is no key: the cell inside, but for zoneout."""
         if self.zoneout_h or self.zoneout_c:
             return self
-        return getattr(self.cell, "without_noise", self.cell)
+        return self._inside.without_noise
 
     def perturb(
         self, key: Array, params: PyTree, xs: Any
@@ -161,7 +218,7 @@ class Regularized(OneStep):
             ``(cell, params, xs)`` for the loop.
         """
         keys = dict(zip(RATES, jax.random.split(key, len(RATES)), strict=True))
-        length, *batch = xs.shape[: xs.ndim - shapes.input_ndim(self.cell)]
+        length, *batch = xs.shape[: xs.ndim - arrays.input_ndim(self._inside)]
         h = jax.eval_shape(lambda: self.cell.zero_state(tuple(batch)))
 
         def mask(name: str, shape: tuple[int, ...]) -> Array | None:
@@ -215,7 +272,7 @@ class _Noise(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Noisy:
+class _Noisy(Cell):
     """A regularized cell while it is trained, as the loop takes it."""
 
     regularized: Regularized
@@ -226,7 +283,20 @@ class _Noisy:
 
     @property
     def additive(self) -> bool:
-        return getattr(self.regularized.cell, "additive", False) and not self._zones
+        return self.regularized.additive and not self._zones
+
+    @property
+    def dtype(self) -> Any:
+        return self.regularized.dtype
+
+    def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
+        return self.regularized.zero_state(batch_shape, dtype)
+
+    def params_by_row(self, params: _Noise) -> _Noise:
+        return _Noise(
+            self.regularized.params_by_row(params.params),
+            *jax.tree.map(lambda mask: True, tuple(params[1:])),
+        )
 
     def project(self, params: _Noise, xs: PyTree) -> PyTree:
         keep = None
@@ -305,7 +375,7 @@ def embedding_dropout(key: Array | None, rate: float, table: Array) -> Array:
         Gal and Ghahramani 2016, arXiv:1512.05287; Merity et al. 2017, arXiv:1708.02182.
     """
     options.check_rate("rate", rate)
-    shapes.check_array("table", table)
+    arrays.check_array("table", table)
     if len(table.shape) != 2:
         raise ValueError(
             f"table: expected shape [V, E], got {list(table.shape)}. Pass the "
@@ -313,5 +383,5 @@ def embedding_dropout(key: Array | None, rate: float, table: Array) -> Array:
         )
     if key is None or not rate:
         return table
-    shapes.check_key(key)
+    arrays.check_key(key)
     return inverted_dropout(key, rate, table, (table.shape[0], 1))

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
+from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import (
     GLOROT_UNIFORM,
     Initializer,
-    OneStep,
     init_recurrent,
     start_from,
 )
-from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import options
+from lstm_jax.checks import arrays, options
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams
 
@@ -39,7 +38,7 @@ class SLSTMState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SLSTMCell(OneStep):
+class SLSTMCell(Cell):
     r"""One step of the sLSTM, as a description that holds no arrays.
 
     .. math::
@@ -97,6 +96,18 @@ class SLSTMCell(OneStep):
     learn_initial_state: bool = False
 
     additive: ClassVar[bool] = True
+    INIT_ONLY: ClassVar[tuple[str, ...]] = (
+        "kernel_init",
+        "recurrent_init",
+        "bias_init",
+        "param_dtype",
+    )
+    state_letters: ClassVar[dict[str, str]] = {
+        ".h": "H",
+        ".c": "H",
+        ".n": "H",
+        ".m": "H",
+    }
 
     def __post_init__(self) -> None:
         """Checks the options."""
@@ -112,6 +123,18 @@ class SLSTMCell(OneStep):
         return (self.input_size,)
 
     @property
+    def param_letters(self) -> dict[str, str]:
+        """The letters of the parameters' shapes."""
+        recurrent = "[H, 4H]" if self.num_heads == 1 else "[N, H/N, 4H/N]"
+        return {
+            ".kernel": "[I, 4H]",
+            ".recurrent_kernel": recurrent,
+            ".bias": "[4H]",
+            ".initial_h": "[H]",
+            ".initial_c": "[H]",
+        }
+
+    @property
     def output_size(self) -> int:
         """H: the size of one output."""
         return self.hidden_size
@@ -121,7 +144,7 @@ class SLSTMCell(OneStep):
         kernel_key, recurrent_key, bias_key = jax.random.split(key, 3)
         dtype = accumulation_dtype(self.param_dtype)
         hidden, columns = self.hidden_size, 4 * self.hidden_size
-        start = jnp.zeros(hidden, dtype) if self.learn_initial_state else None
+        start = lambda: jnp.zeros(hidden, dtype) if self.learn_initial_state else None
         recurrent_kernel = init_recurrent(
             self.recurrent_init,
             recurrent_key,
@@ -133,8 +156,8 @@ class SLSTMCell(OneStep):
             kernel=self.kernel_init(kernel_key, (self.input_size, columns), dtype),
             recurrent_kernel=recurrent_kernel,
             bias=self._init_bias(bias_key, dtype) if self.use_bias else None,
-            initial_h=start,
-            initial_c=start,
+            initial_h=start(),
+            initial_c=start(),
         )
         return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), params)
 
@@ -152,7 +175,7 @@ class SLSTMCell(OneStep):
         """Returns the state of zeros: see :meth:`LSTMCell.zero_state`."""
         if dtype is None:
             dtype = jnp.float32 if self.dtype is None else self.dtype
-        shape = (*shapes.check_batch_shape(batch_shape), self.hidden_size)
+        shape = (*arrays.check_batch_shape(batch_shape), self.hidden_size)
         c, n, m = (jnp.zeros(shape, accumulation_dtype(dtype)) for _ in range(3))
         return SLSTMState(jnp.zeros(shape, dtype), c, n, m)
 
@@ -164,6 +187,10 @@ class SLSTMCell(OneStep):
         if not self.learn_initial_state:
             return state
         return start_from(params, state)._replace(n=jnp.ones_like(state.n))
+
+    def params_of_steps(self, params: LSTMParams) -> LSTMParams:
+        """Returns the parameters without the learned start."""
+        return params._replace(initial_h=None, initial_c=None)
 
     def project(self, params: LSTMParams, xs: Array) -> Array:
         """Returns ``xs @ kernel + bias``, ``[..., 4H]``."""

@@ -15,7 +15,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.types import Directions, LSTMParams, LSTMState
+from lstm_jax.checks.border import take
+from lstm_jax.types import Directions, LSTMParams, LSTMState, Options, PyTree
 
 _BATCH_AND_TIME = (
     "Batch and time look swapped: xs is [*batch, T, I], and [T, *batch, I] only with "
@@ -73,13 +74,27 @@ def check_shape(
     name: str, letters: str, expected: tuple[int, ...], value: Any, hint: str = ""
 ) -> None:
     """Checks the shape of an array against ``letters`` that stand for ``expected``."""
-    try:
-        chex.assert_shape(value, expected)
-    except AssertionError:
+    if not _has_shape(value, expected):
         raise ValueError(
             f"{name}: expected shape {letters} = {list(expected)}, got "
             f"{list(value.shape)}. {hint}".rstrip()
-        ) from None
+        )
+
+
+def _has_shape(value: Any, expected: tuple[int, ...]) -> bool:
+    try:
+        chex.assert_shape(value, expected)
+    except AssertionError:
+        return False
+    # Programs that call chex.disable_asserts() turn off their own checks, not ours.
+    return tuple(value.shape) == tuple(expected)
+
+
+def take_array(name: str, value: Any, kind: Any = jnp.floating) -> Any:
+    """Returns an argument as an array of JAX's own, of a kind of dtype."""
+    value = take(name, value)
+    check_array(name, value, kind)
+    return value
 
 
 def sizes_of(params: Any) -> tuple[int, int, int | None]:
@@ -106,27 +121,6 @@ def sizes_of(params: Any) -> tuple[int, int, int | None]:
     return kernel.shape[0], kernel.shape[1] // 4, proj_size
 
 
-def _letters_of(cell: Any, field: str) -> str:
-    """The letters of the shape of a cell's parameter."""
-    hidden = _hidden_letter(cell)
-    if getattr(cell, "num_heads", 1) > 1 and field == ".recurrent_kernel":
-        return f"[N, {hidden}/N, 4H/N]"
-    return {
-        ".kernel": "[I, 4H]",
-        ".recurrent_kernel": f"[{hidden}, 4H]",
-        ".bias": "[4H]",
-        ".projection_kernel": "[H, P]",
-        ".peephole": "[3, H]",
-        ".gate_kernel": "[3H, 3H]",
-        ".initial_h": f"[{hidden}]",
-        ".initial_c": "[H]",
-    }.get(field, "of the cell")
-
-
-def _hidden_letter(cell: Any) -> str:
-    return "H" if getattr(cell, "proj_size", None) is None else "P"
-
-
 def _check_params_type(params: Any) -> None:
     if not isinstance(params, LSTMParams):
         raise TypeError(
@@ -142,13 +136,27 @@ def _params_template(cell: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _state_template(cell: Any, *args: Any) -> Any:
-    return jax.eval_shape(lambda: cell.zero_state(*args))
+def _cached_state_template(cell: Any, batch_shape: tuple, dtype: Any, x64: bool) -> Any:
+    del x64  # another answer, where float64 is switched on between two calls
+    return jax.eval_shape(lambda: cell.zero_state(batch_shape, dtype))
 
 
-def check_params(cell: Any, params: Any, name: str = "params") -> None:
-    """Checks a cell's parameters against those that it would make itself."""
-    template = _params_template(cell)
+def state_template(cell: Any, batch_shape: tuple[int, ...] = (), dtype: Any = None):
+    """Shapes and dtypes of a cell's state."""
+    cell, x64 = cell.for_program(), bool(jax.config.jax_enable_x64)
+    try:
+        return _cached_state_template(cell, batch_shape, dtype, x64)
+    except TypeError:  # a symbolic size can't be hashed everywhere
+        return jax.eval_shape(lambda: cell.zero_state(batch_shape, dtype))
+
+
+def check_params(cell: Any, params: PyTree, name: str = "params") -> PyTree:
+    """Checks a cell's parameters against those that it would make itself.
+
+    Returns:
+        The parameters, each an array of JAX's own.
+    """
+    template = _params_template(cell.for_program())
     if isinstance(template, LSTMParams):
         _check_params_type(params)
     expected, structure = jax.tree.flatten_with_path(template)
@@ -158,31 +166,51 @@ def check_params(cell: Any, params: Any, name: str = "params") -> None:
             f"{name}: expected the fields {_fields(expected)}, got {_fields(actual)}. "
             "Were they made by a cell with other options (use_bias, proj_size)?"
         )
+    leaves = []
     for (path, leaf), (_, value) in zip(expected, actual, strict=True):
         field = jax.tree_util.keystr(path)
-        check_array(f"{name}{field}", value)
-        letters = _letters_of(cell, field)
+        value = take_array(f"{name}{field}", value)
         hint = ""
         if len(value.shape) == 2 and value.shape[::-1] == leaf.shape:
             hint = (
                 "It is transposed, as PyTorch keeps its weights: "
                 "lstm_jax.convert.from_torch converts them."
             )
+        letters = cell.param_letters.get(field, "of the cell")
         check_shape(f"{name}{field}", letters, leaf.shape, value, hint)
+        leaves.append(value)
+    return structure.unflatten(leaves)
 
 
 def _fields(leaves: list) -> str:
     return ", ".join(jax.tree_util.keystr(path).lstrip(".") for path, _ in leaves)
 
 
-def check_step_input(cell: Any, x: Any, name: str = "x") -> tuple[int, ...]:
-    """Checks the input of one step and returns its batch shape."""
-    check_array(name, x)
-    return _leading(cell, name, "[*batch, I]", x)
+def check_step_input(cell: Any, x: Any, name: str = "x") -> tuple[Any, tuple]:
+    """Checks the input of one step; returns it and its batch shape."""
+    x = take_array(name, x)
+    return x, _leading(cell, name, "[*batch, I]", x)
 
 
-def check_sequence(cell: Any, xs: Any, time_major: bool) -> tuple[tuple[int, ...], int]:
-    """Checks a sequence of inputs and returns its batch shape and its length T."""
+def check_sequence(cell: Any, xs: Any, time_major: bool) -> tuple[Any, tuple, int]:
+    """Checks a sequence of inputs; returns it, its batch shape and its length T."""
+    xs = take_sequence(xs)
+    batch_shape, length = sequence_shape(cell, xs, time_major)
+    return xs, batch_shape, length
+
+
+def take_sequence(xs: Any) -> Any:
+    """Returns the inputs of a sequence as an array of JAX's own."""
+    if isinstance(xs, tuple) and len(xs) == 2 and not hasattr(xs, "_fields"):
+        raise TypeError(
+            "xs: expected an array, got a tuple of 2. If it is the (state, ys) of "
+            "another call, take its second part."
+        )
+    return take_array("xs", xs)
+
+
+def sequence_shape(cell: Any, xs: Any, time_major: bool) -> tuple[tuple[int, ...], int]:
+    """Checks the shape of a sequence of inputs; returns its batch shape and T."""
     check_array("xs", xs)
     letters = "[T, *batch, I]" if time_major else "[*batch, T, I]"
     leading = _leading(cell, "xs", letters, xs)
@@ -199,7 +227,7 @@ def check_sequence(cell: Any, xs: Any, time_major: bool) -> tuple[tuple[int, ...
 
 def input_ndim(cell: Any) -> int:
     """How many axes one input has."""
-    return len(getattr(cell, "input_shape", (0,)))
+    return 1 if cell.input_shape is None else len(cell.input_shape)
 
 
 def _leading(cell: Any, name: str, letters: str, xs: Any) -> tuple[int, ...]:
@@ -207,7 +235,9 @@ def _leading(cell: Any, name: str, letters: str, xs: Any) -> tuple[int, ...]:
     ndim = input_ndim(cell)
     shape = tuple(xs.shape)
     leading = shape[: max(len(shape) - ndim, 0)]
-    expected = getattr(cell, "input_shape", shape[len(leading) :])
+    expected = cell.input_shape
+    if expected is None:
+        expected = shape[len(leading) :]
     hint = ""
     if ndim != 1:
         letters = letters.replace("I", "*S, I")
@@ -217,42 +247,53 @@ def _leading(cell: Any, name: str, letters: str, xs: Any) -> tuple[int, ...]:
     return leading
 
 
-def check_controls(
-    batch_shape: tuple[int, ...],
-    length: int,
-    time_major: bool,
-    lengths: Any,
-    mask: Any,
-    reset: Any,
-) -> None:
-    """Checks lengths, mask and reset; the values of lengths where they are known."""
+def take_controls(batch_shape: tuple[int, ...], length: int, given: Options) -> Options:
+    """Checks lengths, mask, reset and key; returns them as arrays of JAX's own.
+
+    The values of lengths are looked at where they are known.
+    """
+    lengths, mask, reset = given.lengths, given.mask, given.reset
     batch = _letters(batch_shape)
     if lengths is not None:
+        lengths = take("lengths", lengths, allow_lists=True)
         check_array("lengths", lengths, jnp.integer)
         swapped = batch_shape != (length,) == tuple(lengths.shape)
         hint = _BATCH_AND_TIME if swapped else ""
         check_shape("lengths", f"[{batch}]", batch_shape, lengths, hint)
         _check_lengths_values(lengths, length)
-    for name, value in (("mask", mask), ("reset", reset)):
-        if value is None:
-            continue
-        check_array(name, value, jnp.bool_)
-        expected = (length, *batch_shape) if time_major else (*batch_shape, length)
-        parts = ("T", batch) if time_major else (batch, "T")
-        letters = f"[{', '.join(part for part in parts if part)}]"
-        other = (*batch_shape, length) if time_major else (length, *batch_shape)
-        swapped = expected != other == tuple(value.shape)
-        check_shape(name, letters, expected, value, _BATCH_AND_TIME if swapped else "")
+    mask, reset = (
+        _take_steps(name, value, batch_shape, length, given.time_major)
+        for name, value in (("mask", mask), ("reset", reset))
+    )
+    key = None if given.key is None else check_key(given.key)
+    return given._replace(lengths=lengths, mask=mask, reset=reset, key=key)
+
+
+def _take_steps(
+    name: str, value: Any, batch_shape: tuple[int, ...], length: int, time_major: bool
+) -> Any:
+    """Checks what has a bool for each step of each row."""
+    if value is None:
+        return None
+    value = take_array(name, value, jnp.bool_)
+    batch = _letters(batch_shape)
+    expected = (length, *batch_shape) if time_major else (*batch_shape, length)
+    parts = ("T", batch) if time_major else (batch, "T")
+    letters = f"[{', '.join(part for part in parts if part)}]"
+    other = (*batch_shape, length) if time_major else (length, *batch_shape)
+    swapped = expected != other == tuple(value.shape)
+    check_shape(name, letters, expected, value, _BATCH_AND_TIME if swapped else "")
+    return value
 
 
 def _check_lengths_values(lengths: Any, length: int) -> None:
-    if isinstance(lengths, jax.core.Tracer):
+    if isinstance(lengths, jax.core.Tracer) or not lengths.is_fully_addressable:
         return
     values = np.asarray(lengths)
     if values.size and (values.min() < 0 or values.max() > length):
         raise ValueError(
-            f"lengths: expected values from 0 to T = {length}, got {values.min()} to "
-            f"{values.max()}. {_BATCH_AND_TIME}"
+            f"lengths: expected values from 0 to T = {length}, the steps of each row "
+            f"that are valid, got {values.min()} to {values.max()}."
         )
 
 
@@ -276,20 +317,15 @@ def conform_state(
     ``params`` hold what the cell has learned to start from; ``length`` is T, where
     there is a time axis to mistake for the batch.
     """
-    dtype = getattr(cell, "dtype", None) or dtype
+    dtype = jnp.dtype(dtype if cell.dtype is None else cell.dtype)
     if state is None:
-        if hasattr(cell, "initial_state"):
-            return cell.initial_state(params, batch_shape, dtype)
-        return cell.zero_state(batch_shape, dtype)
-    template = _state_template(cell, batch_shape, jnp.dtype(dtype))
+        return cell.initial_state(params, batch_shape, dtype)
+    template = state_template(cell, batch_shape, dtype)
     if hasattr(template, "_fields") and type(state) is not type(template):
         expected = type(template).__name__
-        hint = _PAIR if isinstance(state, (tuple, list)) and len(state) == 2 else ""
-        if isinstance(state, Directions):
-            hint = "This is one layer of a stack's state: take its .forward."
         raise TypeError(
             f"{name}: expected {_article(expected)}, got {type(state).__name__}. "
-            f"{hint}".rstrip()
+            f"{_not_a_state(state)}".rstrip()
         )
     expected, structure = jax.tree.flatten_with_path(template)
     actual, got = jax.tree.flatten_with_path(state)
@@ -298,14 +334,30 @@ def conform_state(
             f"{name}: expected the structure that cell.zero_state returns, "
             f"{structure}, got {got}."
         )
+    leaves = []
     for (path, leaf), (_, value) in zip(expected, actual, strict=True):
         field = jax.tree_util.keystr(path)
-        check_array(f"{name}{field}", value)
-        last = {".h": _hidden_letter(cell), ".c": "H"}.get(field, "...")
+        value = take_array(f"{name}{field}", value)
+        last = cell.state_letters.get(field, "...")
         letters = f"[{', '.join(filter(None, (_letters(batch_shape), last)))}]"
         hint = _state_hint(tuple(value.shape), leaf.shape, batch_shape, length)
         check_shape(f"{name}{field}", letters, leaf.shape, value, hint)
-    return jax.tree.map(lambda s, leaf: jnp.asarray(s, leaf.dtype), state, template)
+        leaves.append(value.astype(leaf.dtype))
+    return structure.unflatten(leaves)
+
+
+def _not_a_state(value: Any) -> str:
+    """The likely mistake behind what is no state."""
+    if isinstance(value, Directions):
+        return "This is one layer of a stack's state: take its .forward."
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return _PAIR
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
+        return "Lengths are given by name: lengths=..."
+    if dtype is not None and jnp.issubdtype(dtype, jnp.bool_):
+        return "A mask is given by name: mask=..."
+    return ""
 
 
 def _article(name: str) -> str:
@@ -330,23 +382,39 @@ def _state_hint(
     return ""
 
 
-def check_key(key: Any) -> None:
-    """Checks a random key."""
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    legacy = hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.shape == (2,)
-    if not typed and not legacy:
+def check_key(key: Any) -> Any:
+    """Checks a random key, and returns it."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is None:
+        kind = type(key).__name__
+        raise TypeError(f"key: expected a key such as jax.random.key(0), got {kind}.")
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    one = () if typed else _raw_key_shape(str(jax.config.jax_default_prng_impl))
+    if not typed and dtype != jnp.uint32:
         raise TypeError(
-            f"key: expected a key such as jax.random.key(0), got {type(key).__name__}."
+            f"key: expected a key such as jax.random.key(0), got an array of {dtype}."
         )
+    if shape != one:
+        raise TypeError(
+            f"key: expected one key such as jax.random.key(0), of shape {list(one)}, "
+            f"got shape {list(shape)}. A batch of keys goes through jax.vmap."
+        )
+    return key if typed else take("key", key)
+
+
+@functools.lru_cache(maxsize=16)
+def _raw_key_shape(implementation: str) -> tuple[int, ...]:
+    data = lambda: jax.random.key_data(jax.random.key(0, impl=implementation))
+    return jax.eval_shape(data).shape
 
 
 def check_layers(name: str, cells: Any, value: Any, bidirectional: bool) -> None:
     """Checks the nesting of a stack's ``params`` or ``state``."""
     layers = len(cells)
     if name == "params":
-        kind, maker = type(_params_template(cells[0])), "init(key)"
+        kind, maker = type(_params_template(cells[0].for_program())), "init(key)"
     else:
-        kind, maker = type(_state_template(cells[0])), "zero_state(batch_shape)"
+        kind, maker = type(state_template(cells[0])), "zero_state(batch_shape)"
     expected = (
         f"a tuple of L = {layers} Directions of {kind.__name__}, as from model.{maker}"
     )
@@ -365,9 +433,11 @@ def check_layers(name: str, cells: Any, value: Any, bidirectional: bool) -> None
     if not nested:
         is_pair = kind is LSTMState and isinstance(value, (tuple, list))
         pair = is_pair and len(value) == 2 and hasattr(value[0], "shape")
+        hint = _PAIR if pair else ""
+        if name == "state" and not isinstance(value, (tuple, list)):
+            hint = _not_a_state(value)
         raise TypeError(
-            f"{name}: expected {expected}, got {type(value).__name__}. "
-            f"{_PAIR if pair else ''}".rstrip()
+            f"{name}: expected {expected}, got {type(value).__name__}. {hint}".rstrip()
         )
     if len(value) != layers:
         raise ValueError(f"{name}: expected {expected}, got {len(value)} layers.")

@@ -1,5 +1,1 @@
-"""The hot loop: one contract, one file an implementation.
-
-Every implementation has the signature of :func:`lstm_jax.recurrence.xla.run`, which is
-the reference.
-"""
+"""The hot loop: one contract, one list of implementations, one file or folder each."""

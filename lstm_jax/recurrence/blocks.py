@@ -22,7 +22,7 @@ def scan_blocks(
     """Scans ``block`` over consecutive blocks of at most ``size`` steps.
 
     Where ``size`` does not divide the number of steps, the last block in time is a
-    shorter one, run by itself.
+    shorter one, run by itself. A number of steps that is not known takes ``size`` 1.
 
     Args:
         block: takes the carry and the steps of one block, ``[n, ...]`` with ``n`` equal
@@ -36,20 +36,33 @@ def scan_blocks(
         The last carry, and the outputs, ``[T, ...]``.
     """
     length = jax.tree.leaves(steps)[0].shape[0]
+    if size == 1 or not isinstance(length, int):
+        return _scan_part(block, carry, steps, (0, length, 1), reverse)
     whole = length - length % size
     parts = [(0, whole, size)] if whole or not length else []
     if whole < length:
         parts.append((whole, length, length - whole))
     outputs = []
-    for start, stop, size in reversed(parts) if reverse else parts:
-        blocks = jax.tree.map(
-            lambda leaf: leaf[start:stop].reshape(-1, size, *leaf.shape[1:]),
-            steps,
-        )
-        carry, ys = lax.scan(block, carry, blocks, reverse=reverse)
-        outputs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys))
+    for part in reversed(parts) if reverse else parts:
+        carry, ys = _scan_part(block, carry, steps, part, reverse)
+        outputs.append(ys)
     if len(outputs) == 1:
         return carry, outputs[0]
     if reverse:
         outputs.reverse()
     return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *outputs)
+
+
+def _scan_part(block, carry, steps, part, reverse):
+    """Scans over steps ``start`` to ``stop`` in blocks of ``size``, which divides."""
+    start, stop, size = part
+    count = (stop - start) // size
+
+    def cut(leaf):
+        if isinstance(stop, int):
+            leaf = leaf[start:stop]
+        return leaf.reshape(count, size, *leaf.shape[1:])
+
+    carry, ys = lax.scan(block, carry, jax.tree.map(cut, steps), reverse=reverse)
+    join = lambda y: y.reshape(count * size, *y.shape[2:])
+    return carry, jax.tree.map(join, ys)

@@ -1,18 +1,20 @@
-"""The kernels as primitives of JAX, with a rule for every transform.
+"""A forward and a backward pass become a function with every transform of JAX.
 
-Three of them, on the leaves of the :class:`lstm_jax.recurrence.cpu.calls.Inputs` of
-one direction or of two:
+Three primitives, on the leaves of the :class:`Inputs` of one direction or of two:
 
 * ``run_p``: the forward pass.
 * ``tangent_p``: its tangents, linear in the tangents of the inputs. Reverse mode
   transposes it, into
 * ``pullback_p``: the backward pass.
 
-On a CPU ``run_p`` and ``pullback_p`` are the kernels. What has no kernel, which is
-forward mode, second derivatives and other devices, is the reference.
+Which implementation runs is decided where JAX lowers them, for the platform that it
+lowers them for. What an implementation has no rule for (forward mode of a kernel,
+derivatives of second order) the reference supplies.
 
 vmap adds its axis to the batch where it can: not where weights are mapped over, or
-their gradients wanted one by one. There the kernel runs once for each element.
+their gradients wanted one by one. There it becomes a *level* ``(in_axes, out_axes)``
+around the call: ``out_axes`` is 0, or says for each result where the axis goes, None
+for a sum over it.
 """
 
 from __future__ import annotations
@@ -25,70 +27,59 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
+from jax.interpreters import xla as interpreter
 
-from lstm_jax.recurrence.cpu import calls as native
-from lstm_jax.recurrence.cpu.calls import DIFFERENTIABLE, Call, Inputs, Outputs
-
-# Where an output has its batch axis.
-_OUTPUT_AXES = Outputs(ys=1, cs=1, h=0, c=0, tape=2, entering=1)
-
-
-def _primitive(name: str, kernel: Callable | None, reference: Callable) -> Primitive:
-    """A primitive that is ``kernel`` on a CPU, and elsewhere ``reference``."""
-    primitive = Primitive(name)
-    primitive.multiple_results = True
-
-    @functools.partial(jax.jit, static_argnames=("call", "which"))
-    def apply(*args, **params):
-        return primitive.bind(*args, **params)
-
-    def implementation(*args, call, which=None):
-        options = {} if which is None else {"which": which}
-        return apply(*args, call=call, **options)
-
-    primitive.def_impl(implementation)
-    lower = functools.partial(mlir.lower_fun, multiple_results=True)
-    mlir.register_lowering(primitive, lower(reference))
-    if kernel is not None:
-        mlir.register_lowering(primitive, lower(kernel), platform="cpu")
-    return primitive
+from lstm_jax.recurrence import lowering, xla
+from lstm_jax.recurrence.contract import (
+    Call,
+    Inputs,
+    Outputs,
+    input_axes,
+    kept,
+    numbered,
+    output_axes,
+)
+from lstm_jax.recurrence.levels import mapped, mapped_shapes, unmapped
 
 
-run_p = _primitive("lstm", native.run, native.reference_run)
-tangent_p = _primitive("lstm_tangent", None, native.reference_tangent)
-pullback_p = _primitive("lstm_pullback", native.pullback, native.reference_pullback)
-
-
-def run(inputs: tuple[Inputs, ...], call: Call) -> list[Outputs]:
-    """Runs the kernel; fields that ``call.emit`` does not name are None."""
-    return call.outputs(run_p.bind(*jax.tree.leaves(inputs), call=call))
+def run(inputs: tuple[Inputs, ...], call: Call) -> tuple[Outputs, ...]:
+    """Runs a layer; ``saved`` is None in what comes back."""
+    leaves = jax.tree.leaves(inputs)
+    shapes = call.shapes(leaves)
+    emit = jax.tree.leaves([one[:2] for one in numbered(shapes)])
+    call = dataclasses.replace(call, emit=tuple(emit))
+    return call.outputs(shapes, run_p.bind(*leaves, call=call, levels=()))
 
 
 # Shapes. Every input varies over the same axes of shard_map, and so do the outputs.
 
 
-def _output_avals(call: Call, leaves: Any) -> list[Any]:
-    inputs = call.inputs(leaves)
-    like: Any = inputs[0].state.h
-    shapes = call.emitted(map(native.output_shapes, inputs))
-    return [like.update(shape=shape.shape, dtype=shape.dtype) for shape in shapes]
+def _like(aval: Any, shapes: Sequence[Any]) -> list[Any]:
+    def one(shape):
+        spec = jax.sharding.PartitionSpec(*(None for _ in shape.shape))
+        return aval.update(
+            shape=shape.shape,
+            dtype=shape.dtype,
+            weak_type=False,
+            sharding=aval.sharding.update(spec=spec),
+        )
+
+    return [one(shape) for shape in shapes]
 
 
-@run_p.def_abstract_eval
-def _run_avals(*leaves, call):
-    return _output_avals(call, leaves)
+def _emitted_avals(*args, call, levels, which=None):
+    def shapes(args):
+        all_shapes = call.shapes(args[: call.leaves])
+        return call.emitted(all_shapes, all_shapes)
+
+    return _like(args[0], mapped_shapes(levels, shapes, args))
 
 
-@tangent_p.def_abstract_eval
-def _tangent_avals(*args, call, which):
-    return _output_avals(call, args[: call.leaves])
-
-
-@pullback_p.def_abstract_eval
-def _pullback_avals(*args, call, which):
-    return [leaf for leaf, want in zip(args, which, strict=False) if want]
+def _gradient_avals(*args, call, which, levels):
+    shapes = lambda args: _chosen(args[: call.leaves], which)
+    return _like(args[0], mapped_shapes(levels, shapes, args))
 
 
 # Derivatives.
@@ -98,207 +89,202 @@ def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, ad.Zero) or tangent.dtype == jax.dtypes.float0
 
 
-def _run_jvp(primals, tangents, *, call):
-    inputs = call.inputs(primals)
-    hidden = ["entering" if native.has_controls(one) else "ys" for one in inputs]
-    wanted = tuple(
-        tuple(name for name in Outputs._fields if name in {*names, "tape", entered})
-        for names, entered in zip(call.emit, hidden, strict=True)
+def _run_jvp(primals, tangents, *, call, levels):
+    shapes = call.shapes(unmapped(levels, primals))
+    keep = kept(shapes)
+    wider = tuple(sorted({*call.emit, *keep}))
+    more = dataclasses.replace(call, emit=wider)
+    known = dict(
+        zip(wider, run_p.bind(*primals, call=more, levels=levels), strict=True)
     )
-    outputs = run(inputs, dataclasses.replace(call, emit=wanted))
-    saved = [
-        array
-        for one, entered in zip(outputs, hidden, strict=True)
-        for array in (one.tape, getattr(one, entered))
-    ]
-    moving = tuple(
-        tuple(name for name in names if name in DIFFERENTIABLE) for names in call.emit
-    )
-    d_call = dataclasses.replace(call, emit=moving)
-    d_outputs = tangent_p.bind(
-        *primals,
-        *saved,
-        *(tangent for tangent in tangents if not _is_zero(tangent)),
-        call=d_call,
-        which=tuple(not _is_zero(tangent) for tangent in tangents),
-    )
-    outs = call.emitted(outputs)
+    which = tuple(not _is_zero(tangent) for tangent in tangents)
+    d_call = dataclasses.replace(call, emit=_differentiable(call, shapes))
+    d_outs = {}
+    if any(which) and d_call.emit:
+        d_levels = tuple(
+            ((*axes, *(0 for _ in keep), *_chosen(axes, which)), 0)
+            for axes, _ in levels
+        )
+        d_values = tangent_p.bind(
+            *primals,
+            *(known[index] for index in keep),
+            *_chosen(tangents, which),
+            call=d_call,
+            which=which,
+            levels=d_levels,
+        )
+        d_outs = dict(zip(d_call.emit, d_values, strict=True))
+    outs = [known[index] for index in call.emit]
     # What was saved is a function of the inputs too, but whoever reads it does so
     # together with the inputs, and differentiates by those.
-    d_outs = [
-        ad.Zero(jax.typeof(out).to_tangent_aval()) if d_out is None else d_out
-        for out, d_out in zip(
-            outs, call.emitted(d_call.outputs(d_outputs)), strict=True
-        )
+    return outs, [
+        d_outs.get(index, ad.Zero(jax.typeof(out).to_tangent_aval()))
+        for index, out in zip(call.emit, outs, strict=True)
     ]
-    return outs, d_outs
 
 
-def _tangent_transpose(cotangents, *args, call, which):
-    primals, saved, tangents = native.split(args, call.leaves, call.saved)
+def _differentiable(call: Call, shapes: tuple[Outputs, ...]) -> tuple[int, ...]:
+    """Those of ``call.emit`` that have tangents: neither integers nor what is saved."""
+    leaves = jax.tree.leaves(shapes)
+    outputs = jax.tree.leaves([one[:2] for one in numbered(shapes)])
+    return tuple(
+        index
+        for index in call.emit
+        if index in outputs and jnp.issubdtype(leaves[index].dtype, jnp.inexact)
+    )
+
+
+def _tangent_transpose(cotangents, *args, call, which, levels):
+    end = len(args) - sum(which)
     given = [not isinstance(cotangent, ad.Zero) for cotangent in cotangents]
-    nothing = [None] * (call.leaves + call.saved)
     if not any(given):
-        return nothing + [None] * len(tangents)
-    grads = pullback_p.bind(
-        *primals,
-        *saved,
-        *_chosen(cotangents, given),
-        call=_emitting(call, given),
-        which=which,
+        return [None] * len(args)
+    emit = tuple(_chosen(call.emit, given))
+    p_levels = tuple(
+        ((*axes[:end], *(0 for _ in emit)), tuple(axes[end:])) for axes, _ in levels
     )
-    return nothing + [
+    grads = pullback_p.bind(
+        *args[:end],
+        *_chosen(cotangents, given),
+        call=dataclasses.replace(call, emit=emit),
+        which=which,
+        levels=p_levels,
+    )
+    return [None] * end + [
         grad if ad.is_undefined_primal(tangent) else None
-        for grad, tangent in zip(grads, tangents, strict=True)
+        for grad, tangent in zip(grads, args[end:], strict=True)
     ]
 
 
-def _emitting(call: Call, which: Sequence[bool]) -> Call:
-    """The call that emits some of what ``call`` does."""
-    flags = call.outputs(which)
-    emit = tuple(
-        tuple(name for name in names if getattr(one, name))
-        for names, one in zip(call.emit, flags, strict=True)
-    )
-    return dataclasses.replace(call, emit=emit)
-
-
-def _reference_jvp(reference: Callable, primals, tangents, **params):
+def _jvp_of(reference: Callable, primals, tangents, *, levels, **params):
     """The derivative of the reference, by those arguments that have a tangent."""
     moving = [n for n, tangent in enumerate(tangents) if not _is_zero(tangent)]
+    function = mapped(levels, functools.partial(reference, **params))
 
-    def function(*some):
+    def of_moving(*some):
         args = list(primals)
         for n, value in zip(moving, some, strict=True):
             args[n] = value
-        return reference(*args, **params)
+        return function(*args)
 
-    return jax.jvp(
-        function,
-        tuple(primals[n] for n in moving),
-        tuple(tangents[n] for n in moving),
-    )
-
-
-ad.primitive_jvps[run_p] = _run_jvp
-ad.primitive_jvps[tangent_p] = functools.partial(
-    _reference_jvp, native.reference_tangent
-)
-ad.primitive_jvps[pullback_p] = functools.partial(
-    _reference_jvp, native.reference_pullback
-)
-ad.primitive_transposes[tangent_p] = _tangent_transpose
+    values = tuple(primals[n] for n in moving)
+    return jax.jvp(of_moving, values, tuple(tangents[n] for n in moving))
 
 
 # vmap.
 
 
-def _leaf_axes(call: Call) -> list[int | None]:
-    """Where each input has its batch axis; None for weights."""
-    numbers = call.inputs(range(call.leaves))
-    weights = set(jax.tree.leaves([one.params for one in numbers]))
-    steps = {n for one in numbers for n in (one.xs, one.valid, one.reset)}
-    return [
-        None if n in weights else 1 if n in steps else 0 for n in range(call.leaves)
+def _axes_of_run(call, shapes):
+    axes = output_axes(shapes)
+    return input_axes(call), [axes[index] for index in call.emit]
+
+
+def _axes_of_tangent(call, shapes, which):
+    inputs, emitted = _axes_of_run(call, shapes)
+    axes = output_axes(shapes)
+    saved = [axes[index] for index in kept(shapes)]
+    return [*inputs, *saved, *_chosen(inputs, which)], emitted
+
+
+def _axes_of_pullback(call, shapes, which):
+    inputs, emitted = _axes_of_run(call, shapes)
+    axes = output_axes(shapes)
+    saved = [axes[index] for index in kept(shapes)]
+    return [*inputs, *saved, *emitted], _chosen(inputs, which)
+
+
+def _batch(
+    primitive: Primitive, axes_of: Callable, args, dims, *, call, levels, **more
+):
+    folds = not levels
+    if folds:
+        rows = [_without(arg, dim) for arg, dim in zip(args, dims, strict=True)]
+        shapes = call.shapes(rows[: call.leaves])
+        in_axes, out_axes = axes_of(call, shapes, **more)
+        is_mapped = [dim is not None for dim in dims]
+        folds = None not in out_axes and None not in _chosen(in_axes, is_mapped)
+    if not folds:
+        levels = ((tuple(dims), 0), *levels)
+        outputs = primitive.bind(*args, call=call, levels=levels, **more)
+        return outputs, [0] * len(outputs)
+    size = next(
+        arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None
+    )
+    folded = [
+        arg if axis is None else _at(arg, dim, axis, size)
+        for arg, dim, axis in zip(args, dims, in_axes, strict=True)
     ]
+    return primitive.bind(*folded, call=call, levels=(), **more), out_axes
+
+
+def _without(arg: Any, dim: int | None) -> jax.ShapeDtypeStruct:
+    shape = list(arg.shape)
+    if dim is not None:
+        del shape[dim]
+    return jax.ShapeDtypeStruct(tuple(shape), arg.dtype)
+
+
+def _at(arg: Any, dim: Any, axis: int, size: int) -> Any:
+    """An argument with the mapped axis as its first batch axis."""
+    if dim is not None:
+        return jnp.moveaxis(arg, dim, axis)
+    shape = (*arg.shape[:axis], size, *arg.shape[axis:])
+    return jnp.broadcast_to(jnp.expand_dims(arg, axis), shape)
+
+
+# What nobody reads is not computed.
+
+
+def _dce(narrow: Callable, used, *rest):
+    # JAX 0.12 has put an argument in between, about mutable inputs.
+    equation = rest[-1]
+    if not any(used):
+        return [False] * len(equation.invars), None
+    params = narrow(used, **equation.params)
+    outvars = _chosen(equation.outvars, used)
+    equation = equation.replace(outvars=outvars, params=params)
+    return [True] * len(equation.invars), equation
+
+
+def _narrow_emitted(used, *, call, **params):
+    emit = tuple(_chosen(call.emit, used))
+    return {"call": dataclasses.replace(call, emit=emit), **params}
+
+
+def _narrow_gradients(used, *, which, levels, **params):
+    remaining = iter(used)
+    which = tuple(want and next(remaining) for want in which)
+    levels = tuple(
+        (axes, out if out == 0 else tuple(_chosen(out, used))) for axes, out in levels
+    )
+    return {"which": which, "levels": levels, **params}
 
 
 def _chosen(values: Sequence[Any], which: Sequence[bool]) -> list[Any]:
     return [value for value, want in zip(values, which, strict=True) if want]
 
 
-def _emit_axes(call: Call) -> list[int]:
-    return call.emitted([_OUTPUT_AXES] * len(call.emit))
-
-
-def _saved_axes(call: Call) -> list[int]:
-    return [_OUTPUT_AXES.tape, _OUTPUT_AXES.ys] * len(call.emit)
-
-
-def _run_axes(call):
-    return _leaf_axes(call), _emit_axes(call)
-
-
-def _tangent_axes(call, which):
-    leaves = _leaf_axes(call)
-    return [*leaves, *_saved_axes(call), *_chosen(leaves, which)], _emit_axes(call)
-
-
-def _pullback_axes(call, which):
-    leaves = _leaf_axes(call)
-    return [*leaves, *_saved_axes(call), *_emit_axes(call)], _chosen(leaves, which)
-
-
-def _batch(primitive: Primitive, axes: Callable, args, dims, **params):
-    size = next(
-        arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None
+def _primitive(name, kind, avals, axes_of, narrow) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(functools.partial(interpreter.apply_primitive, primitive))
+    primitive.def_abstract_eval(avals)
+    lowering.register(primitive, kind)
+    batching.primitive_batchers[primitive] = functools.partial(
+        _batch, primitive, axes_of
     )
-    in_axes, out_axes = axes(**params)
-    mapped = [dim is not None for dim in dims]
-    if None in out_axes or None in _chosen(in_axes, mapped):
-        return _one_by_one(primitive, args, dims, **params)
-    folded = [
-        arg if axis is None else _fold(arg, dim, axis, size)
-        for arg, dim, axis in zip(args, dims, in_axes, strict=True)
-    ]
-    outputs = primitive.bind(*folded, **params)
-    unfolded = [
-        out.reshape(*out.shape[:axis], size, -1, *out.shape[axis + 1 :])
-        for out, axis in zip(outputs, out_axes, strict=True)
-    ]
-    return unfolded, out_axes
+    pe.dce_rules[primitive] = functools.partial(_dce, narrow)
+    return primitive
 
 
-def _fold(arg: Any, dim: Any, axis: int, size: int) -> Any:
-    """Makes the mapped axis part of the batch axis ``axis``."""
-    if dim is None:
-        shape = (*arg.shape[:axis], size, *arg.shape[axis:])
-        arg = jnp.broadcast_to(jnp.expand_dims(arg, axis), shape)
-    else:
-        arg = jnp.moveaxis(arg, dim, axis)
-    return arg.reshape(*arg.shape[:axis], -1, *arg.shape[axis + 2 :])
-
-
-def _one_by_one(primitive: Primitive, args, dims, **params):
-    """One call for each element of the mapped axis."""
-    mapped = [dim is not None for dim in dims]
-    moved = [
-        jnp.moveaxis(arg, dim, 0) if is_mapped else arg
-        for arg, dim, is_mapped in zip(args, dims, mapped, strict=True)
-    ]
-
-    def one(some):
-        some = iter(some)
-        merged = (
-            next(some) if is_mapped else arg
-            for arg, is_mapped in zip(args, mapped, strict=True)
-        )
-        return primitive.bind(*merged, **params)
-
-    outputs = jax.lax.map(one, _chosen(moved, mapped))
-    return outputs, [0] * len(outputs)
-
-
-for _p, _axes in (
-    (run_p, _run_axes),
-    (tangent_p, _tangent_axes),
-    (pullback_p, _pullback_axes),
-):
-    batching.primitive_batchers[_p] = functools.partial(_batch, _p, _axes)
-
-
-# What nobody reads is not computed.
-
-
-def _run_dce(used, *rest):
-    # JAX 0.12 has put an argument in between, about mutable inputs.
-    equation = rest[-1]
-    if not any(used):
-        return [False] * len(equation.invars), None
-    call = _emitting(equation.params["call"], used)
-    outvars = _chosen(equation.outvars, used)
-    equation = equation.replace(outvars=outvars, params={"call": call})
-    return [True] * len(equation.invars), equation
-
-
-pe.dce_rules[run_p] = _run_dce
+run_p = _primitive("lstm", "run", _emitted_avals, _axes_of_run, _narrow_emitted)
+tangent_p = _primitive(
+    "lstm_tangent", "tangent", _emitted_avals, _axes_of_tangent, _narrow_emitted
+)
+pullback_p = _primitive(
+    "lstm_pullback", "pullback", _gradient_avals, _axes_of_pullback, _narrow_gradients
+)
+ad.primitive_jvps[run_p] = _run_jvp
+ad.primitive_jvps[tangent_p] = functools.partial(_jvp_of, xla.plain_tangent)
+ad.primitive_jvps[pullback_p] = functools.partial(_jvp_of, xla.plain_pullback)
+ad.primitive_transposes[tangent_p] = _tangent_transpose

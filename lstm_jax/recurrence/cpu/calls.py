@@ -1,249 +1,205 @@
-"""The calls to the kernels, and the reference in their place, on flat arguments.
+"""The calls to the kernels.
 
-Everything here is time-major with one batch axis: ``xs`` is ``[T, B, I]``. One call
-runs one direction of a layer, or both side by side, so what it is given and what it
-returns come in tuples of one or two.
-
-The kernels save, for the backward pass, the *tape*: for each step, block of W units (W
-floats fill a vector of the processor) and row the values of i, f, g, o and of c after
-the step, ``[T, ceil(H / W), B, 5 W]``, float32; in bfloat16 the gates have 16 bits
-each, and 5 W is 3 W. Where there are controls, they save the h that entered each step
-too.
+One call runs one direction of a layer, or both side by side: the operands and results
+of one direction follow those of the other. The kernels know one batch axis; here there
+may be any number. What they save for the backward pass is a :class:`Tape`: of each step
+and row the values of the gates (in bfloat16 with 16 bits each) and of c after the step.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells.lstm_cell import LSTMCell
-from lstm_jax.numerics import accumulation_dtype
-from lstm_jax.recurrence import xla
+from lstm_jax.recurrence.contract import (
+    Call,
+    Inputs,
+    Outputs,
+    Tape,
+    hidden_of,
+    numbered,
+    saved_of,
+)
 from lstm_jax.recurrence.cpu import library
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
-_TAPE_ENTRIES = {jnp.dtype(jnp.float32): 5, jnp.dtype(jnp.bfloat16): 3}
 
-# The outputs that have tangents.
-DIFFERENTIABLE = ("ys", "cs", "h", "c")
-
-
-class Inputs(NamedTuple):
-    """What one direction is given; None where there is nothing."""
-
-    params: LSTMParams
-    xs: Any
-    state: LSTMState
-    valid: Any = None
-    reset: Any = None
-    reset_state: LSTMState | None = None
-
-
-class Outputs(NamedTuple):
-    """What one direction can return; most calls want some of it only."""
-
-    ys: Any = None
-    cs: Any = None
-    h: Any = None
-    c: Any = None
-    tape: Any = None
-    entering: Any = None
+def run(call: Call, leaves: Sequence[Array]) -> list[Array]:
+    """The forward kernel; see :meth:`Implementation.run`."""
+    inputs, shapes = call.inputs(leaves), call.shapes(leaves)
+    operands, results = [], []
+    for one, shape, numbers in zip(inputs, shapes, numbered(shapes), strict=True):
+        operands += _operands(one)
+        wanted = jax.tree.map(
+            lambda leaf, number: leaf if number in call.emit else None, shape, numbers
+        )
+        results += _forward_results(wanted, shape)
+    kernel = jax.ffi.ffi_call(library.FORWARD, results)
+    values = kernel(*operands, reverse=_reverse_bits(call))
+    size = len(values) // len(inputs)
+    outputs = [
+        _as_outputs(call, shape, values[n * size : (n + 1) * size])
+        for n, shape in enumerate(shapes)
+    ]
+    return [
+        value.reshape(shape.shape)
+        for value, shape in zip(
+            call.emitted(shapes, outputs), call.emitted(shapes, shapes), strict=True
+        )
+    ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """What is static about a call.
-
-    Attributes:
-        cell: for the reference.
-        reverse: for each direction, whether it runs from the last step to the first.
-        tree: structure of the tuple of :class:`Inputs`.
-        emit: for each direction the fields of :class:`Outputs`, in order, that are
-            wanted or, going back, that have a cotangent.
-    """
-
-    cell: LSTMCell
-    reverse: tuple[bool, ...]
-    tree: Any
-    emit: tuple[tuple[str, ...], ...]
-
-    def inputs(self, leaves: Any) -> tuple[Inputs, ...]:
-        """The inputs from their leaves."""
-        return self.tree.unflatten(leaves)
-
-    def outputs(self, values: Any) -> list[Outputs]:
-        """Values of what is emitted, by name."""
-        values = iter(values)
-        return [
-            Outputs(**{name: next(values) for name in names}) for names in self.emit
-        ]
-
-    def emitted(self, outputs: Any) -> list[Any]:
-        """The inverse of :meth:`outputs`."""
-        return [
-            getattr(one, name)
-            for one, names in zip(outputs, self.emit, strict=True)
-            for name in names
-        ]
-
-    @property
-    def leaves(self) -> int:
-        """How many inputs there are."""
-        return self.tree.num_leaves
-
-    @property
-    def saved(self) -> int:
-        """How many arrays are saved for the backward pass."""
-        return 2 * len(self.reverse)
-
-    @property
-    def reverse_bits(self) -> np.int64:
-        """``reverse`` as the kernels take it."""
-        return np.int64(sum(1 << n for n, yes in enumerate(self.reverse) if yes))
-
-
-def output_shapes(inputs: Inputs) -> Outputs:
-    """Shapes and dtypes of all that the forward kernel can return."""
-    (T, B, _), P = inputs.xs.shape, inputs.state.h.shape[-1]
-    H, dtype = inputs.state.c.shape[-1], inputs.xs.dtype
-    W, entries = library.width(), _TAPE_ENTRIES[dtype]
-    float32 = jnp.float32
-    return Outputs(
-        ys=jax.ShapeDtypeStruct((T, B, P), dtype),
-        cs=jax.ShapeDtypeStruct((T, B, H), float32),
-        h=jax.ShapeDtypeStruct((B, P), dtype),
-        c=jax.ShapeDtypeStruct((B, H), float32),
-        tape=jax.ShapeDtypeStruct((T, -(-H // W), B, entries * W), float32),
-        entering=jax.ShapeDtypeStruct((T, B, P), dtype),
+def pullback(call: Call, which: tuple[bool, ...], args: Sequence[Array]) -> list[Array]:
+    """The backward kernel; see :meth:`Implementation.pullback`."""
+    leaves = args[: call.leaves]
+    end = len(args) - len(call.emit)
+    shapes = call.shapes(leaves)
+    saved = saved_of(shapes, args[call.leaves : end])
+    cotangents = call.outputs(shapes, args[end:])
+    inputs = call.inputs(leaves)
+    wanted = call.inputs(
+        [leaf if want else None for leaf, want in zip(leaves, which, strict=True)]
     )
+    operands, results = [], []
+    for n, one in enumerate(inputs):
+        operands += _operands(one)
+        operands += _backward_operands(call, one, *saved[n], cotangents[n])
+        results += _backward_results(wanted[n], one.xs.dtype)
+    kernel = jax.ffi.ffi_call(library.BACKWARD, results)
+    values = kernel(*operands, reverse=_reverse_bits(call))
+    size = len(values) // len(inputs)
+    grads = call.tree.flatten_up_to(
+        tuple(
+            _as_inputs(one, *values[n * size : (n + 1) * size])
+            for n, one in enumerate(inputs)
+        )
+    )
+    return [
+        grad.reshape(leaf.shape)
+        for grad, leaf, want in zip(grads, leaves, which, strict=True)
+        if want
+    ]
 
 
-def has_controls(inputs: Inputs) -> bool:
-    """Whether the h that enters a step may be another than the output before."""
-    return inputs.valid is not None or inputs.reset is not None
+def _reverse_bits(call: Call) -> np.int64:
+    """Bit n says whether direction n runs from the last step to the first."""
+    return np.int64(sum(1 << n for n, yes in enumerate(call.reverse) if yes))
 
 
-def split(args: Any, *counts: int) -> list[Any]:
-    """Cuts a list into parts of the given lengths, and the rest."""
-    parts, start = [], 0
-    for count in counts:
-        parts.append(args[start : start + count])
-        start += count
-    return [*parts, args[start:]]
+def _rows(array: Array | None, steps: bool, features: int) -> Array | None:
+    """An array with its batch axes made one, behind the time axis if it has one."""
+    if array is None:
+        return None
+    front, behind = array.shape[: int(steps)], array.shape[array.ndim - features :]
+    batch = array.shape[int(steps) : array.ndim - features]
+    return array.reshape(*front, math.prod(batch), *behind)
+
+
+def _or_empty(array: Array | None, dtype: Any) -> Array:
+    """A kernel's argument; an empty array where there is nothing."""
+    return jnp.zeros((0,), dtype) if array is None else array
+
+
+def _shape(like: Any, dtype: Any, steps: bool) -> jax.ShapeDtypeStruct:
+    """A kernel's result; empty where nobody wants it."""
+    if like is None:
+        return jax.ShapeDtypeStruct((0,), dtype)
+    shape = like.shape
+    start, stop = int(steps), len(shape) - 1
+    rows = math.prod(shape[start:stop])
+    return jax.ShapeDtypeStruct((*shape[:start], rows, shape[-1]), dtype)
 
 
 def _operands(inputs: Inputs) -> list[Array]:
-    """The kernels' first arguments; an empty array where there is nothing."""
+    """The kernels' first arguments."""
     params, (h, c) = inputs.params, inputs.state
     reset_h, reset_c = inputs.reset_state or (None, None)
     dtype = inputs.xs.dtype
     return [
-        inputs.xs,
+        _rows(inputs.xs, True, 1),
         params.kernel,
         params.recurrent_kernel,
         _or_empty(params.bias, dtype),
         _or_empty(params.projection_kernel, dtype),
-        h,
-        c,
-        _or_empty(inputs.valid, jnp.bool),
-        _or_empty(inputs.reset, jnp.bool),
-        _or_empty(reset_h, dtype),
-        _or_empty(reset_c, jnp.float32),
+        _rows(h, False, 1),
+        _rows(c, False, 1),
+        _or_empty(_rows(inputs.valid, True, 0), jnp.bool),
+        _or_empty(_rows(inputs.reset, True, 0), jnp.bool),
+        _or_empty(_rows(reset_h, False, 1), dtype),
+        _or_empty(_rows(reset_c, False, 1), jnp.float32),
     ]
 
 
-def _or_empty(array: Array | None, dtype: Any) -> Array:
-    return jnp.zeros((0,), dtype) if array is None else array
-
-
-def _empty(dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((0,), dtype)
-
-
-def run(*leaves: Array, call: Call) -> list[Array]:
-    """The forward kernel."""
-    shapes, operands = [], []
-    for inputs, names in zip(call.inputs(leaves), call.emit, strict=True):
-        operands += _operands(inputs)
-        shapes += [
-            shape if name in ("h", "c", *names) else _empty(shape.dtype)
-            for name, shape in output_shapes(inputs)._asdict().items()
-        ]
-    kernel = jax.ffi.ffi_call(library.FORWARD, shapes)
-    results = kernel(*operands, reverse=call.reverse_bits)
-    size = len(Outputs._fields)
-    return call.emitted(
-        Outputs(*results[n : n + size]) for n in range(0, len(results), size)
-    )
-
-
-def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
-    """The backward kernel: the gradients of the inputs that ``which`` says.
-
-    The arguments are the inputs; for each direction the tape and the h that entered the
-    steps (or without controls ys); and the cotangents of ``call.emit``.
-    """
-    leaves, saved, given = split(args, call.leaves, call.saved)
-    wanted = call.inputs(
-        leaf if want else None for leaf, want in zip(leaves, which, strict=True)
-    )
-    inputs, cotangents = call.inputs(leaves), call.outputs(given)
-    operands, shapes = [], []
-    for n, one in enumerate(inputs):
-        tape, hidden = saved[2 * n], saved[2 * n + 1]
-        operands += _operands(one)
-        operands += _backward_operands(one, tape, hidden, cotangents[n])
-        shapes += _backward_shapes(wanted[n], one.xs.dtype)
-    kernel = jax.ffi.ffi_call(library.BACKWARD, shapes)
-    results = kernel(*operands, reverse=call.reverse_bits)
-    size = len(results) // len(inputs)
-    grads = tuple(
-        _as_inputs(one, *results[n * size : (n + 1) * size])
-        for n, one in enumerate(inputs)
-    )
+def _forward_results(wanted: Outputs, shape: Outputs) -> list[jax.ShapeDtypeStruct]:
+    ys, cs = wanted.ys, None
+    if isinstance(ys, LSTMState):
+        ys, cs = ys
+    dtype = shape.last.h.dtype
+    gates, cells, entering = wanted.saved
     return [
-        leaf for leaf, want in zip(jax.tree.leaves(grads), which, strict=True) if want
+        _shape(ys, dtype, True),
+        _shape(cs, jnp.float32, True),
+        _shape(shape.last.h, dtype, False),
+        _shape(shape.last.c, jnp.float32, False),
+        _shape(gates, shape.saved.gates.dtype, True),
+        _shape(cells, jnp.uint32, True),
+        _shape(entering, dtype, True),
     ]
+
+
+def _as_outputs(call: Call, shape: Outputs, values: Sequence[Array]) -> Outputs:
+    hs, cs, h, c, gates, cells, entering = values
+    if shape.saved.entering is None:
+        entering = None
+    ys = LSTMState(hs, cs) if call.emit_states else hs
+    return Outputs(LSTMState(h, c), ys, Tape(gates, cells, entering))
 
 
 def _backward_operands(
-    inputs: Inputs, tape: Array, hidden: Array, cotangents: Outputs
+    call: Call, inputs: Inputs, tape: Tape, hidden: Array | None, cotangents: Outputs
 ) -> list[Array]:
-    controlled, dtype = has_controls(inputs), inputs.xs.dtype
-    empty = _or_empty(None, dtype)
-    (h, c), d_h, d_c = inputs.state, cotangents.h, cotangents.c
+    dtype = inputs.xs.dtype
+    (h, c), d_last = inputs.state, cotangents.last
+    d_hs = hidden_of(cotangents.ys)
+    d_cs = cotangents.ys.c if call.emit_states else None
+    d_h = jnp.zeros_like(h) if d_last.h is None else d_last.h
+    d_c = jnp.zeros_like(c) if d_last.c is None else d_last.c
     return [
-        empty if controlled else hidden,
-        hidden if controlled else empty,
-        tape,
-        _or_empty(cotangents.ys, dtype),
-        _or_empty(cotangents.cs, jnp.float32),
-        jnp.zeros_like(h) if d_h is None else d_h,
-        jnp.zeros_like(c) if d_c is None else d_c,
+        _or_empty(_rows(hidden, True, 1), dtype),
+        _or_empty(_rows(tape.entering, True, 1), dtype),
+        _rows(tape.gates, True, 1),
+        _rows(tape.cells, True, 1),
+        _or_empty(_rows(d_hs, True, 1), dtype),
+        _or_empty(_rows(d_cs, True, 1), jnp.float32),
+        _rows(d_h, False, 1),
+        _rows(d_c, False, 1),
     ]
 
 
-def _backward_shapes(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    """The results of the backward kernel, empty where nobody wants them."""
+def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    params, state = wanted.params, wanted.state
     reset_h, reset_c = wanted.reset_state or (None, None)
-    results = [
-        (wanted.xs, dtype),
-        (wanted.params.kernel, dtype),
-        (wanted.params.recurrent_kernel, dtype),
-        (wanted.params.bias, dtype),
-        (wanted.params.projection_kernel, dtype),
-        (wanted.state.h, dtype),
-        (wanted.state.c, jnp.float32),
-        (reset_h, dtype),
-        (reset_c, jnp.float32),
+    weights = [
+        jax.ShapeDtypeStruct((0,) if leaf is None else leaf.shape, dtype)
+        for leaf in (
+            params.kernel,
+            params.recurrent_kernel,
+            params.bias,
+            params.projection_kernel,
+        )
     ]
     return [
-        _empty(dtype) if leaf is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for leaf, dtype in results
+        _shape(wanted.xs, dtype, True),
+        *weights,
+        _shape(state.h, dtype, False),
+        _shape(state.c, jnp.float32, False),
+        _shape(reset_h, dtype, False),
+        _shape(reset_c, jnp.float32, False),
     ]
 
 
@@ -265,69 +221,3 @@ def _as_inputs(
         inputs.reset,
         None if inputs.reset_state is None else LSTMState(reset_h, reset_c),
     )
-
-
-def reference_run(*leaves: Array, call: Call) -> list[Array]:
-    """What :func:`run` returns, by the reference; nothing needs its tape."""
-    return call.emitted(
-        _reference_one(call.cell, inputs, reverse)
-        for inputs, reverse in zip(call.inputs(leaves), call.reverse, strict=True)
-    )
-
-
-def _reference_one(cell: LSTMCell, inputs: Inputs, reverse: bool) -> Outputs:
-    xs, valid = inputs.xs, inputs.valid
-    if valid is not None:
-        xs = xla.where_rows(valid, xs, jnp.zeros_like(xs))
-    widen = lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
-    xs, state, reset_state = jax.tree.map(widen, (xs, inputs.state, inputs.reset_state))
-    (h, c), states = xla.run(
-        cell,
-        inputs.params,
-        xs,
-        state,
-        xla.Controls(valid, inputs.reset, reset_state),
-        reverse=reverse,
-        emit_states=True,
-    )
-    outputs = Outputs(states.h, states.c, h, c)
-    return Outputs(
-        *(
-            jnp.zeros(shape.shape, shape.dtype)
-            if out is None
-            else out.astype(shape.dtype)
-            for shape, out in zip(output_shapes(inputs), outputs, strict=True)
-        )
-    )
-
-
-def reference_tangent(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
-    """The tangents of ``call.emit`` for those of the inputs that ``which`` says.
-
-    The arguments are the inputs, what was saved (not needed here), and the tangents.
-    """
-    leaves, _, tangents = split(args, call.leaves, call.saved)
-    function, primals = _function_of(leaves, call, which)
-    return jax.jvp(function, primals, tuple(tangents))[1]
-
-
-def reference_pullback(
-    *args: Array, call: Call, which: tuple[bool, ...]
-) -> list[Array]:
-    """What :func:`pullback` returns, by the reference."""
-    leaves, _, cotangents = split(args, call.leaves, call.saved)
-    function, primals = _function_of(leaves, call, which)
-    return list(jax.vjp(function, *primals)[1](list(cotangents)))
-
-
-def _function_of(leaves: Any, call: Call, which: tuple[bool, ...]) -> tuple[Any, tuple]:
-    """The reference as a function of some of its inputs, and those."""
-
-    def function(*some):
-        some = iter(some)
-        merged = (
-            next(some) if w else leaf for leaf, w in zip(leaves, which, strict=True)
-        )
-        return reference_run(*merged, call=call)
-
-    return function, tuple(leaf for leaf, w in zip(leaves, which, strict=True) if w)

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.cells.base import Cell
+from lstm_jax.numerics import zero_where_not
 from lstm_jax.recurrence import xla
 from lstm_jax.recurrence.newton import affine
-from lstm_jax.recurrence.xla import Controls
-from lstm_jax.types import Array, Cell, PyTree
+from lstm_jax.types import Array, PyTree
 
 
 class Options(NamedTuple):
@@ -89,6 +90,20 @@ class Layout:
         return self.structure.unflatten(leaves)
 
 
+class Controls(NamedTuple):
+    """What holds or resets the state, step by step; None where nothing does.
+
+    Attributes:
+        valid: ``[T, *batch]`` bool; a step that is not valid holds the state.
+        reset: ``[T, *batch]`` bool; the state becomes ``reset_state`` before this step.
+        reset_state: a state of the batch, with a time axis of 1.
+    """
+
+    valid: Array | None = None
+    reset: Array | None = None
+    reset_state: PyTree = None
+
+
 class Problem(NamedTuple):
     """What is static about an evaluation."""
 
@@ -104,8 +119,7 @@ class Steps(NamedTuple):
         params: the cell's.
         zs: what the inputs contribute, ``[T, *batch, ...]``.
         start: the state before the first step, ``[*batch, K, m]``.
-        controls: see :class:`lstm_jax.recurrence.xla.Controls`. ``reset_state`` has a
-            time axis of 1.
+        controls: see :class:`Controls`.
     """
 
     params: PyTree
@@ -169,7 +183,7 @@ def advance(
     state = xla.enter(layout.unpack(states), reset, reset_state)
     rs = cell.recur(params, state) if recur is None else recur(state)
     after, ys = xla.hold(valid, state, cell.update(params, state, zs, rs))
-    return layout.pack(after), xla.emit(False, valid, after, ys)
+    return layout.pack(after), zero_where_not(valid, ys)
 
 
 def relative(change: Array, states: Array) -> Array:
@@ -196,7 +210,7 @@ def _linearisation(
         after, push = jax.linearize(take, states)
         identity = jnp.eye(states.shape[-1], dtype=states.dtype)
         basis = jnp.expand_dims(identity, tuple(range(1, states.ndim)))
-        # Added to zeros and not broadcast: see loop.vary.
+        # Added to zeros and not broadcast: see meshes.vary_alike.
         columns = basis + jnp.expand_dims(jnp.zeros_like(states), 0)
         return after, jnp.moveaxis(jax.vmap(push)(columns), 0, -1)
 
@@ -316,7 +330,7 @@ def _iterate(
         iterations, guess, _ = carry
         return iterations + 1, *improve(guess)
 
-    # Made like the guess: see loop.vary.
+    # Made like the guess: see meshes.vary_alike.
     none = lax.full_like(guess, 0, jnp.int32, shape=())
     infinite = lax.full_like(guess, jnp.inf, shape=())
     return lax.while_loop(unmet, body, (none, guess, infinite))

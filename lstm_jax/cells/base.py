@@ -1,0 +1,229 @@
+"""What a cell is: one step, cut into pieces, with defaults for what is optional."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.checks import arrays
+from lstm_jax.types import Array, PyTree
+
+
+class Cell:
+    """One step, cut into three pure pieces, as a description that holds no arrays.
+
+    One step is ``update(params, state, project(params, x), recur(params, state))``. The
+    pieces differ in what can be done for all steps at once: ``project`` wholly, the
+    parameters' gradient through ``recur`` too, ``update`` not at all. Each takes any
+    leading axes.
+
+    A subclass is a frozen dataclass (it must be hashable, to be a static argument of
+    ``jax.jit``) and has the five methods ``init``, ``zero_state``, ``project``,
+    ``recur`` and ``update``. All else has a default here. An object that has those five
+    and does not derive from this class runs too; of the rest it may have what it wants.
+
+    Attributes:
+        dtype: the compute dtype; None for that of the inputs.
+        input_shape: the shape of one input; None for a vector of any size.
+        additive: whether ``update`` depends on z and r through ``z + r`` alone, so that
+            less has to be kept for the backward pass.
+        standard: whether the step is that of the standard LSTM, which has fast kernels.
+        noisy: whether a key changes anything.
+        without_noise: the cell that runs where there is no key, of equal steps.
+        param_letters: for each parameter by its path, the letters of its shape, for
+            errors.
+        state_letters: the same for each leaf of the state, without batch axes.
+    """
+
+    dtype: Any = None
+    input_shape: Any = None
+    additive: Any = False
+    standard: Any = False
+    noisy: Any = False
+    param_letters: Any = {}
+    state_letters: Any = {}
+
+    INIT_ONLY: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, key: Array) -> PyTree:
+        """Returns new parameters."""
+        raise NotImplementedError
+
+    def zero_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> PyTree:
+        """Returns the state of zeros, in the dtypes that ``update`` returns."""
+        raise NotImplementedError
+
+    def project(self, params: PyTree, xs: PyTree) -> PyTree:
+        """Returns z: what the inputs contribute."""
+        raise NotImplementedError
+
+    def recur(self, params: PyTree, state: PyTree) -> PyTree:
+        """Returns r: what the state contributes, linear in the parameters."""
+        raise NotImplementedError
+
+    def update(
+        self, params: PyTree, state: PyTree, z: PyTree, r: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """Returns ``(state, y)`` after the step."""
+        raise NotImplementedError
+
+    def initial_state(
+        self, params: PyTree, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> PyTree:
+        """Returns the state that sequences start from, and that resets go back to."""
+        del params
+        return self.zero_state(batch_shape, dtype)
+
+    @property
+    def without_noise(self) -> Cell:
+        """The cell that runs where there is no key."""
+        return self
+
+    def perturb(self, key: Array, params: PyTree, xs: PyTree) -> tuple:
+        """Returns ``(cell, params, xs)``: what runs instead where there is a key."""
+        del key
+        return self, params, xs
+
+    def params_of_steps(self, params: PyTree) -> PyTree:
+        """Returns the parameters without those that only sequences start from."""
+        return params
+
+    def params_by_row(self, params: PyTree) -> PyTree:
+        """Returns, for each leaf of the parameters, whether it has the batch axes."""
+        return jax.tree.map(lambda leaf: False, params)
+
+    def __call__(
+        self, params: PyTree, state: PyTree, x: Array
+    ) -> tuple[PyTree, PyTree]:
+        """Takes one step.
+
+        Shapes:
+            ``x`` is ``[*batch, *input_shape]``, of an LSTM ``[*batch, I]``, and
+            ``state`` as from :meth:`zero_state`.
+
+        Args:
+            params: as from :meth:`init`.
+            state: the state before the step.
+            x: the input of the step.
+
+        Returns:
+            ``(state, y)``: the state after the step, and the output, which is its h.
+
+        Raises:
+            TypeError: if ``state`` is of another type than the cell's, or a dtype is
+                wrong.
+            ValueError: if a shape is wrong.
+        """
+        params = arrays.check_params(self, params)
+        x, batch_shape = arrays.check_step_input(self, x)
+        state = arrays.conform_state(self, "state", state, params, batch_shape, x.dtype)
+        return _step(self.for_program(), params, state, x)
+
+    def for_program(self) -> Any:
+        """Returns the cell of equal steps without what only :meth:`init` reads."""
+        return _for_program(self)
+
+
+@functools.lru_cache(maxsize=1024)
+def _for_program(cell: Cell) -> Cell:
+    if not dataclasses.is_dataclass(cell):
+        return cell
+    fields = {field.name: field for field in dataclasses.fields(cell)}
+    changes = {name: fields[name].default for name in cell.INIT_ONLY}
+    inside = {
+        name: value.for_program()
+        for name in fields
+        if isinstance(value := getattr(cell, name), Cell)
+    }
+    return dataclasses.replace(cell, **changes, **inside)
+
+
+class ProtocolCell(Cell):
+    """An object that follows the protocol without deriving from :class:`Cell`."""
+
+    def __init__(self, cell: Any):
+        """Takes what the object has; the rest are the defaults."""
+        self.cell = cell
+        for name in (
+            *("init", "zero_state", "project", "recur", "update"),
+            *("dtype", "input_shape", "additive", "initial_state", "perturb"),
+            *("output_size", "params_by_row"),
+        ):
+            if hasattr(cell, name):
+                setattr(self, name, getattr(cell, name))
+        self.noisy = hasattr(cell, "perturb")
+
+    def __hash__(self) -> int:
+        """Returns the hash of the object inside."""
+        return hash(self.cell)
+
+    def __eq__(self, other: object) -> bool:
+        """Returns whether the objects inside are equal."""
+        return isinstance(other, ProtocolCell) and self.cell == other.cell
+
+    def __repr__(self) -> str:
+        """Returns that of the object inside."""
+        return repr(self.cell)
+
+    @property
+    def without_noise(self) -> Cell:
+        """The cell that runs where there is no key."""
+        return as_cell(getattr(self.cell, "without_noise", self.cell))
+
+
+def as_cell(cell: Any, name: str = "cell") -> Cell:
+    """Returns any cell as a :class:`Cell`.
+
+    Raises:
+        TypeError: if it is not hashable, or lacks one of the five methods.
+    """
+    if isinstance(cell, type):
+        raise TypeError(f"{name}: expected a cell, got the class {cell.__name__}.")
+    if cell.__hash__ is None:
+        raise TypeError(
+            f"{name}: expected a hashable description, got {type(cell).__name__}. Make "
+            "it a frozen dataclass."
+        )
+    if isinstance(cell, Cell):
+        return cell
+    missing = [
+        method
+        for method in ("zero_state", "project", "recur", "update")
+        if not callable(getattr(cell, method, None))
+    ]
+    if missing:
+        hint = "A stack is run by its own apply." if hasattr(cell, "cells") else ""
+        raise TypeError(
+            f"{name}: expected a cell with the methods init, zero_state, project, "
+            f"recur and update, got {type(cell).__name__}, which lacks "
+            f"{', '.join(missing)}. "
+            f"{hint}".rstrip()
+        )
+    return ProtocolCell(cell)
+
+
+def compute_dtype(cell: Cell, inputs: Any) -> jnp.dtype:
+    """The dtype that a cell's products are computed in, for inputs of a dtype."""
+    return jnp.dtype(inputs if cell.dtype is None else cell.dtype)
+
+
+def cast_params(params: PyTree, dtype: Any) -> PyTree:
+    """Casts every leaf of a cell's parameters to the compute dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def step(cell: Cell, params: PyTree, state: PyTree, x: Array) -> tuple[PyTree, PyTree]:
+    """One step of any cell, on checked arguments."""
+    dtype = compute_dtype(cell, x.dtype)
+    params = cast_params(params, dtype)
+    z = cell.project(params, x.astype(dtype))
+    return cell.update(params, state, z, cell.recur(params, state))
+
+
+_step = functools.partial(jax.jit, static_argnames="cell")(step)

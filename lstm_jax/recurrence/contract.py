@@ -1,0 +1,352 @@
+"""What an implementation of the recurrence is given, and what it owes.
+
+The arrays of a layer come in tuples, one entry for each of its one or two directions,
+time-major, with any number of batch axes: ``xs`` is ``[T, *batch, ...]``. A *call*
+says what is static about them. An implementation is a forward and a backward pass; what
+makes of these two a function with every transform of JAX is in ``primitive.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.base import Cell
+from lstm_jax.types import Array, LSTMState, PyTree
+
+# Rows of the tape are as long as whole vectors of the widest processor.
+TAPE_UNITS = 16
+
+
+class Inputs(NamedTuple):
+    """What one direction is given; None where there is nothing.
+
+    Attributes:
+        params: the cell's, in the compute dtype.
+        xs: ``[T, *batch, ...]``, in the compute dtype; 0 where not valid.
+        state: the state to start from, in the dtypes that the cell's steps return.
+        valid: ``[T, *batch]`` bool; a step that is not valid holds the state, and its
+            output is 0.
+        reset: ``[T, *batch]`` bool; the state becomes ``reset_state`` before this step,
+            in the order in which the steps are run.
+        reset_state: a state of the batch.
+    """
+
+    params: PyTree
+    xs: PyTree
+    state: PyTree
+    valid: Array | None = None
+    reset: Array | None = None
+    reset_state: PyTree = None
+
+
+class Outputs(NamedTuple):
+    """What one direction returns.
+
+    Attributes:
+        last: the last state.
+        ys: the outputs of all steps or, where the call says so, their states.
+        saved: what the backward pass needs; see :func:`output_shapes`.
+    """
+
+    last: PyTree
+    ys: PyTree
+    saved: PyTree
+
+
+class Saved(NamedTuple):
+    """What the reference saves of a cell that it alone runs.
+
+    Attributes:
+        states: the state that entered each step.
+        pre: what ``update`` was given of inputs and state at each step.
+    """
+
+    states: PyTree
+    pre: PyTree
+
+
+class Tape(NamedTuple):
+    """What is saved of a cell that kernels run: bits, on every platform as many.
+
+    Shapes and dtypes follow from those of the inputs alone, since one trace may be
+    lowered for several platforms. What a row holds, and in which order, is the business
+    of whoever wrote it; but a row is whole, so that a batch may be cut anywhere.
+
+    Attributes:
+        gates: ``[T, *batch, 4U]``, U being H rounded up to a multiple of 16; uint32,
+            or uint16 where the inputs have 16 bits.
+        cells: ``[T, *batch, U]`` uint32.
+        entering: ``[T, *batch, P]``, the h that entered each step; None where that is
+            the output before.
+    """
+
+    gates: Array
+    cells: Array
+    entering: Array | None
+
+
+class Implementation:
+    """One way to run the recurrence. A subclass overrides what is not so.
+
+    Attributes:
+        name: what ``implementation=`` calls it.
+        platforms: those of JAX that it can be lowered for; None for all.
+        native: whether it calls compiled code that is not JAX's own, so that its
+            programs can neither be exported nor be cut by XLA unless it says how.
+        taped: whether it saves a :class:`Tape`.
+    """
+
+    name: str
+    platforms: tuple[str, ...] | None = None
+    native: bool = False
+    taped: bool = True
+
+    def unavailable(self) -> str | None:
+        """Why it can't run on this machine; None if it can."""
+        return None
+
+    def why_not(self, cell: Cell, dtype: Any) -> str | None:
+        """Why it can't run a cell in a compute dtype; None if it can."""
+        raise NotImplementedError
+
+    def run(self, call: Call, args: Sequence[Array], target: Target) -> list[Array]:
+        """The forward pass, on the leaves of the inputs.
+
+        Returns:
+            The leaves of the outputs that ``call.emit`` names.
+        """
+        raise NotImplementedError
+
+    def tangent(
+        self, call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
+    ) -> list[Array] | None:
+        """The tangents of ``call.emit``, or None: the reference computes them anew.
+
+        The arguments are the leaves of the inputs, what was saved, and the tangents of
+        those inputs that ``which`` says.
+        """
+        return None
+
+    def pullback(
+        self, call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
+    ) -> list[Array]:
+        """The backward pass.
+
+        The arguments are the leaves of the inputs, what was saved (``call.kept``), and
+        the cotangents of ``call.emit``.
+
+        Returns:
+            The gradients of those inputs that ``which`` says.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a program is lowered for.
+
+    Attributes:
+        platform: such as "cpu", "cuda" or "tpu"; None where it is not known.
+        partitioned: whether XLA may cut its arrays over several devices.
+        exporting: whether it is to run where this package is not.
+        partly_manual: whether it is cut by hand over some axes of a mesh, by XLA over
+            others.
+    """
+
+    platform: str | None = None
+    partitioned: bool = False
+    exporting: bool = False
+    partly_manual: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What is static about a call.
+
+    Attributes:
+        cell: the cell.
+        reverse: for each direction, whether it runs from the last step to the first.
+        emit_states: whether ``ys`` are the states.
+        candidates: the implementations that may run it, the preferred first.
+        tree: structure of the tuple of :class:`Inputs`.
+        emit: which leaves of the tuple of :class:`Outputs` are wanted, or, in the
+            backward pass, have a cotangent.
+    """
+
+    cell: Cell
+    reverse: tuple[bool, ...]
+    emit_states: bool
+    candidates: tuple[Implementation, ...]
+    tree: Any
+    emit: tuple[int, ...] = ()
+
+    @property
+    def taped(self) -> bool:
+        """Whether a :class:`Tape` is saved."""
+        return any(candidate.taped for candidate in self.candidates)
+
+    @property
+    def leaves(self) -> int:
+        """How many inputs there are."""
+        return self.tree.num_leaves
+
+    def inputs(self, leaves: Sequence[Any]) -> tuple[Inputs, ...]:
+        """The inputs from their leaves."""
+        return self.tree.unflatten(leaves)
+
+    def shapes(self, leaves: Sequence[Any]) -> tuple[Outputs, ...]:
+        """Shapes and dtypes of all outputs."""
+        return tuple(
+            output_shapes(self, *split) for split in enumerate(self.inputs(leaves))
+        )
+
+    def emitted(self, shapes: Any, outputs: Any) -> list[Any]:
+        """Those leaves of a tuple of :class:`Outputs` that are wanted."""
+        leaves = jax.tree.structure(shapes).flatten_up_to(tuple(outputs))
+        return [leaves[index] for index in self.emit]
+
+    def outputs(self, shapes: Any, values: Sequence[Any]) -> tuple[Outputs, ...]:
+        """The inverse of :meth:`emitted`: None for what was not wanted."""
+        known = dict(zip(self.emit, values, strict=True))
+        structure = jax.tree.structure(shapes)
+        return structure.unflatten([known.get(n) for n in range(structure.num_leaves)])
+
+
+def numbered(shapes: PyTree) -> PyTree:
+    """A pytree with its leaves' numbers in their places."""
+    structure = jax.tree.structure(shapes)
+    return structure.unflatten(range(structure.num_leaves))
+
+
+def kept(shapes: tuple[Outputs, ...]) -> list[int]:
+    """Which leaves of the outputs the backward pass is handed.
+
+    Those saved and, where the h that enters a step is the output before, the outputs.
+    """
+    indices = []
+    for one in numbered(shapes):
+        if _hidden_is_output(one):
+            indices.append(hidden_of(one.ys))
+        indices += jax.tree.leaves(one.saved)
+    return indices
+
+
+def saved_of(
+    shapes: tuple[Outputs, ...], values: Sequence[Any]
+) -> list[tuple[Any, Any]]:
+    """For each direction what was saved, and h of the outputs or None."""
+    known = dict(zip(kept(shapes), values, strict=True))
+    return [
+        (
+            jax.tree.map(known.__getitem__, one.saved),
+            known[hidden_of(one.ys)] if _hidden_is_output(one) else None,
+        )
+        for one in numbered(shapes)
+    ]
+
+
+def _hidden_is_output(one: Outputs) -> bool:
+    return isinstance(one.saved, Tape) and one.saved.entering is None
+
+
+def hidden_of(ys: Any) -> Any:
+    """h, of the outputs or of the states of a standard cell."""
+    return ys.h if isinstance(ys, LSTMState) else ys
+
+
+def has_controls(inputs: Inputs) -> bool:
+    """Whether the h that enters a step may be another than the output before."""
+    return inputs.valid is not None or inputs.reset is not None
+
+
+def output_shapes(call: Call, direction: int, inputs: Inputs) -> Outputs:
+    """Shapes and dtypes of all that one direction returns, from one step of it."""
+    length = jax.tree.leaves(inputs.xs)[0].shape[0]
+    pre, (_, y), _ = traced_step(call.cell, inputs)
+    for_all = lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype)
+    state = jax.tree.map(_like, inputs.state)
+    saved = Saved(*jax.tree.map(for_all, (state, pre)))
+    if call.taped:
+        saved = _tape_shapes(inputs)
+    ys = jax.tree.map(for_all, state if call.emit_states else y)
+    return Outputs(state, ys, saved)
+
+
+def _like(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def traced_step(cell: Cell, inputs: Inputs) -> tuple[PyTree, tuple, frozenset]:
+    """Shapes and dtypes of what one step makes, and its side effects.
+
+    Returns:
+        ``(pre, (state, y), effects)``; see :func:`keep` for the first.
+    """
+    first = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    params, state = jax.tree.map(_like, (inputs.params, inputs.state))
+    args = (params, state, jax.tree.map(first, inputs.xs))
+    leaves, structure = jax.tree.flatten(args)
+    return _traced_step(cell, structure, tuple(leaves))
+
+
+@functools.lru_cache(maxsize=256)
+def _traced_step(cell: Cell, structure: Any, leaves: tuple) -> tuple:
+    def step(params, state, x):
+        z, r = cell.project(params, x), cell.recur(params, state)
+        return keep(cell, z, r), cell.update(params, state, z, r)
+
+    args = structure.unflatten(leaves)
+    jaxpr, shapes = jax.make_jaxpr(step, return_shape=True)(*args)
+    return *shapes, frozenset(jaxpr.effects)
+
+
+def _tape_shapes(inputs: Inputs) -> Tape:
+    *leading, hidden = inputs.state.c.shape
+    steps = (inputs.xs.shape[0], *leading)
+    units = -(-hidden // TAPE_UNITS) * TAPE_UNITS
+    bits = jnp.uint32 if inputs.xs.dtype.itemsize > 2 else jnp.uint16
+    entering = None
+    if has_controls(inputs):
+        shape = (*steps, inputs.state.h.shape[-1])
+        entering = jax.ShapeDtypeStruct(shape, inputs.state.h.dtype)
+    return Tape(
+        jax.ShapeDtypeStruct((*steps, 4 * units), bits),
+        jax.ShapeDtypeStruct((*steps, units), jnp.uint32),
+        entering,
+    )
+
+
+def input_axes(call: Call) -> list[int | None]:
+    """Where each input has its batch axis; None for weights."""
+    axes: list[int | None] = [0] * call.leaves
+    for one in call.inputs(range(call.leaves)):
+        for number in jax.tree.leaves((one.xs, one.valid, one.reset)):
+            axes[number] = 1
+        by_row = call.cell.params_by_row(one.params)
+        structure = jax.tree.structure(one.params)
+        for number, row in zip(
+            jax.tree.leaves(one.params), structure.flatten_up_to(by_row), strict=True
+        ):
+            axes[number] = 0 if row else None
+    return axes
+
+
+def output_axes(shapes: tuple[Outputs, ...]) -> list[int]:
+    """Where each output has its batch axis: the last states in front, the rest not."""
+    axes = []
+    for part, axis in [
+        pair for one in shapes for pair in zip(one, (0, 1, 1), strict=True)
+    ]:
+        axes += [axis] * len(jax.tree.leaves(part))
+    return axes
+
+
+def keep(cell: Cell, z: PyTree, r: PyTree) -> tuple[PyTree, PyTree]:
+    """What ``update`` needs of z and r: their sum, where it depends on that alone."""
+    return (jax.tree.map(jnp.add, z, r), None) if cell.additive else (z, r)

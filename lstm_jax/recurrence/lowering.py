@@ -1,0 +1,95 @@
+"""Where JAX lowers the recurrence: which implementation, for which platform."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from lstm_jax.recurrence import xla
+from lstm_jax.recurrence.contract import Implementation, Target
+from lstm_jax.recurrence.levels import mapped
+
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_REFERENCE = xla.Reference()
+
+
+def register(primitive: Primitive, kind: str) -> None:
+    """Lowers a primitive by the method ``kind`` of the implementation that runs."""
+    for platform in (None, *_PLATFORMS):
+        rule = functools.partial(_lower, kind, platform)
+        mlir.register_lowering(primitive, rule, platform=platform)
+
+
+def _lower(kind, platform, context, *args, call, levels, **params):
+    target = _target(platform, context.module_context)
+    chosen = choose(call.candidates, target)
+    empty = any(0 in aval.shape for aval in context.avals_in[: call.leaves])
+    # Weights that are mapped over and kernels: one by one, on every device the same.
+    plainly = levels and target.partitioned and chosen.native
+
+    def one(*args):
+        if empty or plainly and kind == "run":
+            return getattr(_REFERENCE, kind)(call, *params.values(), args, target)
+        result = None
+        if not plainly:
+            result = getattr(chosen, kind)(call, *params.values(), args, target)
+        if result is None:
+            plain = xla.plain_tangent if kind == "tangent" else xla.plain_pullback
+            result = plain(*args, call=call, **params)
+        return result
+
+    function = mapped(levels, one, one_by_one=chosen.native and not plainly)
+    # Types say here what each device holds, and nothing of meshes.
+    avals = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        return mlir.lower_fun(function)(context.replace(avals_in=avals), *args)
+
+
+def _target(platform: str | None, module: Any) -> Target:
+    """What a module is lowered for."""
+    if platform is None:
+        platform = module.platforms[0]
+    axes = module.axis_context
+    partitioned = partly_manual = False
+    if isinstance(axes, mlir.ShardingContext):
+        partitioned = axes.num_devices > 1
+    elif isinstance(axes, mlir.SPMDAxisContext):
+        partly_manual = partitioned = set(axes.manual_axes) != set(axes.mesh.axis_names)
+    exporting = bool(module.lowering_parameters.for_export)
+    return Target(platform, partitioned, exporting, partly_manual)
+
+
+def choose(candidates: tuple[Implementation, ...], target: Target) -> Implementation:
+    """The first candidate that can be lowered for a target.
+
+    Raises:
+        NotImplementedError: if an implementation was named, and it can't.
+    """
+    reasons = []
+    for candidate in candidates:
+        reason = cannot(candidate, target)
+        if reason is None:
+            return candidate
+        reasons.append(f'"{candidate.name}" {reason}')
+    raise NotImplementedError(
+        f"implementation: {'; '.join(reasons)}. Leave it out for the fastest that can."
+    )
+
+
+def cannot(implementation: Implementation, target: Target) -> str | None:
+    """Why an implementation can't be lowered for a target; None if it can."""
+    platforms = implementation.platforms
+    if platforms is not None and target.platform not in platforms:
+        return f"runs on {' and '.join(platforms)}, not on {target.platform}"
+    if implementation.native and target.exporting:
+        return (
+            "calls compiled code of this package, which an exported program can't: it "
+            "may run where the package is not"
+        )
+    if implementation.native and target.partly_manual:
+        return "can't run under shard_map over some axes of a mesh but not all"
+    return None
