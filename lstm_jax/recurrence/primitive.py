@@ -2,10 +2,10 @@
 
 Three primitives, on the leaves of the :class:`Inputs` of one direction or of two:
 
-* ``run_p``: the forward pass.
-* ``tangent_p``: its tangents, linear in the tangents of the inputs. Reverse mode
+* ``run``: the forward pass.
+* ``tangent``: its tangents, linear in the tangents of the inputs. Reverse mode
   transposes it, into
-* ``pullback_p``: the backward pass.
+* ``pullback``: the backward pass.
 
 Which implementation runs is decided where JAX lowers them, for the platform that it
 lowers them for. What an implementation has no rule for (forward mode of a kernel,
@@ -22,10 +22,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax._src import checkify, dispatch  # no public name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
@@ -50,7 +51,19 @@ def run(inputs: tuple[Inputs, ...], call: Call) -> tuple[Outputs, ...]:
     shapes = call.shapes(leaves)
     emit = jax.tree.leaves([one[:2] for one in numbered(shapes)])
     call = dataclasses.replace(call, emit=tuple(emit))
-    return call.outputs(shapes, run_p.bind(*leaves, call=call, levels=()))
+    return call.outputs(shapes, _family(call).run.bind(*leaves, call=call, levels=()))
+
+
+class _Family(NamedTuple):
+    """The three primitives, once for calls that may run compiled code and once not."""
+
+    run: Primitive
+    tangent: Primitive
+    pullback: Primitive
+
+
+def _family(call: Call) -> _Family:
+    return _NATIVE if any(one.native for one in call.candidates) else _PLAIN
 
 
 # Shapes. Every input varies over the same axes of shard_map, and so do the outputs.
@@ -95,7 +108,11 @@ def _run_jvp(primals, tangents, *, call, levels):
     wider = tuple(sorted({*call.emit, *keep}))
     more = dataclasses.replace(call, emit=wider)
     known = dict(
-        zip(wider, run_p.bind(*primals, call=more, levels=levels), strict=True)
+        zip(
+            wider,
+            _family(call).run.bind(*primals, call=more, levels=levels),
+            strict=True,
+        )
     )
     which = tuple(not _is_zero(tangent) for tangent in tangents)
     d_call = dataclasses.replace(call, emit=_differentiable(call, shapes))
@@ -105,7 +122,7 @@ def _run_jvp(primals, tangents, *, call, levels):
             ((*axes, *(0 for _ in keep), *_chosen(axes, which)), 0)
             for axes, _ in levels
         )
-        d_values = tangent_p.bind(
+        d_values = _family(call).tangent.bind(
             *primals,
             *(known[index] for index in keep),
             *_chosen(tangents, which),
@@ -143,7 +160,7 @@ def _tangent_transpose(cotangents, *args, call, which, levels):
     p_levels = tuple(
         ((*axes[:end], *(0 for _ in emit)), tuple(axes[end:])) for axes, _ in levels
     )
-    grads = pullback_p.bind(
+    grads = _family(call).pullback.bind(
         *args[:end],
         *_chosen(cotangents, given),
         call=dataclasses.replace(call, emit=emit),
@@ -274,17 +291,41 @@ def _primitive(name, kind, avals, axes_of, narrow) -> Primitive:
         _batch, primitive, axes_of
     )
     pe.dce_rules[primitive] = functools.partial(_dce, narrow)
+    # What is not a number is found by whoever looks for it after each operation.
+    checkify.error_checks[primitive] = functools.partial(
+        checkify.nan_error_check, primitive
+    )
     return primitive
 
 
-run_p = _primitive("lstm", "run", _emitted_avals, _axes_of_run, _narrow_emitted)
-tangent_p = _primitive(
-    "lstm_tangent", "tangent", _emitted_avals, _axes_of_tangent, _narrow_emitted
-)
-pullback_p = _primitive(
-    "lstm_pullback", "pullback", _gradient_avals, _axes_of_pullback, _narrow_gradients
-)
-ad.primitive_jvps[run_p] = _run_jvp
-ad.primitive_jvps[tangent_p] = functools.partial(_jvp_of, xla.plain_tangent)
-ad.primitive_jvps[pullback_p] = functools.partial(_jvp_of, xla.plain_pullback)
-ad.primitive_transposes[tangent_p] = _tangent_transpose
+def _make_family(prefix: str) -> _Family:
+    name = f"lstm{prefix}"
+    family = _Family(
+        _primitive(name, "run", _emitted_avals, _axes_of_run, _narrow_emitted),
+        _primitive(
+            f"{name}_tangent",
+            "tangent",
+            _emitted_avals,
+            _axes_of_tangent,
+            _narrow_emitted,
+        ),
+        _primitive(
+            f"{name}_pullback",
+            "pullback",
+            _gradient_avals,
+            _axes_of_pullback,
+            _narrow_gradients,
+        ),
+    )
+    jvps, transposes = ad.primitive_jvps, ad.primitive_transposes
+    jvps[family.run] = _run_jvp
+    jvps[family.tangent] = functools.partial(_jvp_of, xla.plain_tangent)
+    jvps[family.pullback] = functools.partial(_jvp_of, xla.plain_pullback)
+    transposes[family.tangent] = _tangent_transpose
+    return family
+
+
+_PLAIN = _make_family("")
+_NATIVE = _make_family("_native")
+# Compiled code is cut over devices by custom_partitioning, which has to know the mesh.
+dispatch.prim_requires_devices_during_lowering.update((_NATIVE.run, _NATIVE.pullback))
