@@ -8,6 +8,7 @@ from lstm_jax.cells.regularized import embedding_dropout as embedding_dropout
 from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 from lstm_jax.cells.variants import GateState as GateState
+from lstm_jax.config import from_config as from_config
 from lstm_jax.layers import LSTM as LSTM
 from lstm_jax.recurrence.loop import implementations as implementations
 from lstm_jax.sequence import lstm as lstm
@@ -39,6 +40,7 @@ __all__ = (
     "Stack",
     "convert",
     "embedding_dropout",
+    "from_config",
     "implementations",
     "lstm",
     "parallel_scan",

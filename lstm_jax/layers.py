@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -139,8 +139,17 @@ class LSTM(stack.Layers):
     num_heads: int = 1
     learn_initial_state: bool = False
 
+    INIT_ONLY: ClassVar = (
+        "forget_bias",
+        "kernel_init",
+        "recurrent_init",
+        "bias_init",
+        "param_dtype",
+    )
+
     def __post_init__(self) -> None:
         """Checks the options."""
+        self._normalise()
         options.check_positive("num_layers", self.num_layers)
         if isinstance(self.hidden_size, (tuple, list)):
             layers = len(self.hidden_size)

@@ -15,6 +15,7 @@ from lstm_jax.cells.lstm_cell import step
 from lstm_jax.cells.regularized import inverted_dropout
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import options
+from lstm_jax.description import Description
 from lstm_jax.recurrence import loop
 from lstm_jax.types import Array, Cell, Directions
 
@@ -29,7 +30,7 @@ MERGES = {
 }
 
 
-class Layers:
+class Layers(Description):
     """What every stack does, whatever it is described by.
 
     A subclass is a frozen dataclass with the attributes ``cells``, ``bidirectional``,
@@ -275,6 +276,7 @@ class Stack(Layers):
 
     def __post_init__(self) -> None:
         """Checks the options."""
+        self._normalise()
         if not isinstance(self.cells, (tuple, list)) or not self.cells:
             raise ValueError(
                 "cells: expected a tuple with a cell for each layer, got "

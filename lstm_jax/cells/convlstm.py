@@ -102,8 +102,17 @@ class ConvLSTMCell(OneStep):
 
     additive: ClassVar[bool] = True
 
+    INIT_ONLY: ClassVar = (
+        "forget_bias",
+        "kernel_init",
+        "recurrent_init",
+        "bias_init",
+        "param_dtype",
+    )
+
     def __post_init__(self) -> None:
         """Checks the options and makes each size a tuple, one for each spatial axis."""
+        self._normalise()
         options.check_sizes(self)
         options.check_choice("padding", self.padding, ("same", "valid"))
         axes = options.check_spatial_shape("input_shape", self.input_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,19 @@ from jax.nn import initializers
 from lstm_jax.cells import variants
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import options
+from lstm_jax.description import Description
+from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams, LSTMState, PyTree
 
 Initializer = Callable[..., Array]
 Activation = Callable[[Array], Array]
 
-GLOROT_UNIFORM = initializers.glorot_uniform()
-ORTHOGONAL = initializers.orthogonal()
+GLOROT_UNIFORM = glorot_uniform
+ORTHOGONAL = orthogonal
 
 
-class OneStep:
+class OneStep(Description):
     """Calls a cell of the protocol for one step."""
 
     def __call__(
@@ -147,8 +149,17 @@ class LSTMCell(OneStep):
     num_heads: int = 1
     learn_initial_state: bool = False
 
+    INIT_ONLY: ClassVar = (
+        "forget_bias",
+        "kernel_init",
+        "recurrent_init",
+        "bias_init",
+        "param_dtype",
+    )
+
     def __post_init__(self) -> None:
         """Checks the options."""
+        self._normalise()
         options.check_sizes(self)
         options.check_heads(self.num_heads, hidden_size=self.hidden_size)
         options.check_heads(self.num_heads, proj_size=self.output_size)

@@ -81,6 +81,7 @@ class Regularized(OneStep):
 
     def __post_init__(self) -> None:
         """Checks the rates, and that the cell has what they apply to."""
+        self._normalise()
         for name in RATES:
             options.check_rate(name, getattr(self, name))
         state = jax.eval_shape(self.cell.zero_state)

@@ -98,8 +98,16 @@ class SLSTMCell(OneStep):
 
     additive: ClassVar[bool] = True
 
+    INIT_ONLY: ClassVar = (
+        "kernel_init",
+        "recurrent_init",
+        "bias_init",
+        "param_dtype",
+    )
+
     def __post_init__(self) -> None:
         """Checks the options."""
+        self._normalise()
         options.check_sizes(self)
         options.check_heads(self.num_heads, hidden_size=self.hidden_size)
         options.check_choice(
