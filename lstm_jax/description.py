@@ -145,7 +145,7 @@ class Description:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             made = defaults[field.name] if field.name in init_only else _program(value)
-            if made != value:
+            if field.init and made != value:
                 changes[field.name] = made
         return dataclasses.replace(self, **changes) if changes else None
 

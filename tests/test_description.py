@@ -60,6 +60,19 @@ class Scaled(lj.LSTMCell):
         return super().update(params, state, self.scale * self.squash(z), r)
 
 
+@dataclasses.dataclass(frozen=True)
+class Derived(lj.LSTMCell):
+    """A cell of a user's with a field that is not an option."""
+
+    doubled: int = dataclasses.field(init=False, repr=False)
+
+    INIT_ONLY: ClassVar = ("kernel_init",)
+
+    def __post_init__(self):
+        object.__setattr__(self, "doubled", 2 * self.hidden_size)
+        super().__post_init__()
+
+
 class Doubled(lj.LSTMCell):
     """A cell of a user's whose steps read what others only begin with."""
 
@@ -123,6 +136,10 @@ DESCRIPTIONS = {
 UNCOPIED = {"custom_vjp": lj.LSTM(3, 5, output_activation=halved)}
 DESCRIPTIONS |= UNCOPIED
 each_description = pytest.mark.parametrize("name", DESCRIPTIONS)
+# One of each kind: a function more or less makes no difference to the arrays.
+each_kind = pytest.mark.parametrize(
+    "name", [name for name in DESCRIPTIONS if not name.startswith("activation")]
+)
 
 
 def cells_of(model):
@@ -310,6 +327,13 @@ def other_rule():
     return function
 
 
+def other_backward():
+    """This module's ``halved`` with another derivative."""
+    function = jax.custom_vjp(halved.fun)
+    function.defvjp(halved.fwd, lambda _, given: (given / 4,))
+    return function
+
+
 @functools.wraps(jax.nn.sigmoid)
 def disguised(x):
     return x
@@ -319,8 +343,13 @@ def with_default(x, slope=0.1):
     return slope * x
 
 
+def with_default_last(slope, x):
+    return slope * x
+
+
 OTHERS = {
     "rule": (other_rule(), jax.nn.relu),
+    "backward": (other_backward(), halved),
     "no_rule": (jax.nn.relu.fun, jax.nn.relu),
     "wraps": (disguised, jax.nn.sigmoid),
     "vmap": (jax.vmap(jax.nn.sigmoid), jax.nn.sigmoid),
@@ -333,6 +362,10 @@ OTHERS = {
         functools.partial(jax.nn.elu, alpha=np.float32(0.5)),
         functools.partial(jax.nn.elu, alpha=0.5),
     ),
+    "number_by_place": (
+        functools.partial(with_default_last, np.float32(2)),
+        functools.partial(with_default_last, 2.0),
+    ),
     "lambdas": (lambda x: x, lambda x: x),
 }
 
@@ -344,7 +377,7 @@ def test_functions_that_differ_stay_what_they_are(name):
     x = normal(1, (4,))
     kept = lj.LSTM(3, 5, gate_activation=one).gate_activation
     assert (kept(x) == one(x)).all()
-    slope, expected = (jax.jvp(f, (x,), (x,))[1] for f in (kept, one))
+    slope, expected = (jax.vjp(f, x)[1](x)[0] for f in (kept, one))
     assert (slope == expected).all()
 
 
@@ -454,6 +487,13 @@ def test_hash_and_equality_by_class_and_compared_fields():
     assert {lj.LSTM(3, 5): 1}[lj.LSTM(3, 5, param_dtype="float32")] == 1
 
 
+def test_a_field_that_the_constructor_makes_is_made_again():
+    made = Derived(3, 5, kernel_init=small)
+    assert made.doubled == 10 and "doubled" not in repr(made)
+    assert pickle.loads(pickle.dumps(made)) == dataclasses.replace(made) == made
+    assert lj.Stack((made,)).for_program().cells == (Derived(3, 5),)
+
+
 def test_repr_says_what_differs_from_the_defaults():
     assert repr(lj.LSTM(3, 5)) == "LSTM(3, 5)"
     model = lj.LSTM(
@@ -550,7 +590,7 @@ def test_copies_compile_nothing(name):
     assert len(compiled) == 1
 
 
-@each_description
+@each_kind
 def test_the_description_for_a_program_takes_the_same_steps(name):
     model = DESCRIPTIONS[name]
     made = model.for_program()
@@ -725,7 +765,7 @@ def test_config_takes_functions_by_the_names_given():
         lj.from_config(config, functions={"mine": given["mine"]})
 
 
-@each_description
+@each_kind
 def test_count_params_is_what_init_makes(name):
     model = DESCRIPTIONS[name]
     made = model.init(jax.random.key(0))
