@@ -1,6 +1,7 @@
 """The LSTM library for JAX."""
 
 from lstm_jax import convert as convert
+from lstm_jax.cells.base import Cell as Cell
 from lstm_jax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
 from lstm_jax.cells.lstm_cell import LSTMCell as LSTMCell
 from lstm_jax.cells.regularized import Regularized as Regularized
@@ -8,6 +9,7 @@ from lstm_jax.cells.regularized import embedding_dropout as embedding_dropout
 from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 from lstm_jax.cells.variants import GateState as GateState
+from lstm_jax.descriptions.config import from_config as from_config
 from lstm_jax.layers import LSTM as LSTM
 from lstm_jax.recurrence.choice import implementation as implementation
 from lstm_jax.recurrence.choice import implementations as implementations
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = (
     "LSTM",
+    "Cell",
     "ConvLSTMCell",
     "Directions",
     "GateState",
@@ -40,6 +43,7 @@ __all__ = (
     "Stack",
     "convert",
     "embedding_dropout",
+    "from_config",
     "implementation",
     "implementations",
     "lstm",

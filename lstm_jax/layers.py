@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,6 @@ from jax.nn import initializers
 
 from lstm_jax import connections, stack
 from lstm_jax.cells.lstm_cell import (
-    GLOROT_UNIFORM,
-    ORTHOGONAL,
     Activation,
     Initializer,
     LSTMCell,
@@ -22,6 +20,7 @@ from lstm_jax.cells.regularized import RATES, Regularized
 from lstm_jax.cells.slstm import SLSTMCell
 from lstm_jax.cells.variants import VARIANTS
 from lstm_jax.checks import options
+from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.stack import Params as Params
 from lstm_jax.stack import State as State
 
@@ -49,7 +48,7 @@ _OF_THE_STACK = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LSTM(stack.Layers):
     """A stack of LSTM layers, as a description that holds no arrays.
 
@@ -123,8 +122,8 @@ class LSTM(stack.Layers):
     proj_size: int | None = None
     use_bias: bool = True
     forget_bias: float = 1.0
-    kernel_init: Initializer = GLOROT_UNIFORM
-    recurrent_init: Initializer = ORTHOGONAL
+    kernel_init: Initializer = glorot_uniform
+    recurrent_init: Initializer = orthogonal
     bias_init: Initializer = initializers.zeros
     dtype: Any = None
     param_dtype: Any = jnp.float32
@@ -139,8 +138,17 @@ class LSTM(stack.Layers):
     num_heads: int = 1
     learn_initial_state: bool = False
 
+    INIT_ONLY: ClassVar = (
+        "forget_bias",
+        "kernel_init",
+        "recurrent_init",
+        "bias_init",
+        "param_dtype",
+    )
+
     def __post_init__(self) -> None:
         """Checks the options."""
+        self._normalise()
         options.check_positive("num_layers", self.num_layers)
         if isinstance(self.hidden_size, (tuple, list)):
             layers = len(self.hidden_size)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lstm_jax import connections, sequence
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype, step
 from lstm_jax.checks import arrays
+from lstm_jax.descriptions.base import Description
 from lstm_jax.numerics import where_rows
 from lstm_jax.recurrence import choice, loop, meshes
 from lstm_jax.types import Array, Directions, Options
@@ -20,7 +21,7 @@ Params = tuple[Directions, ...]
 State = tuple[Directions, ...]
 
 
-class Layers:
+class Layers(Description):
     """What every stack does, whatever it is described by.
 
     A subclass is a frozen dataclass with the attributes ``cells``, ``bidirectional``,
@@ -238,7 +239,7 @@ class Layers:
         return connections.last_output(self, state)
 
     def bridge(self, state: State, merge: str = "concat") -> State:
-        """Returns the state of a one-directional model from that of a bidirectional one.
+        """Returns the state of one direction from that of two.
 
         Layer by layer, what a decoder starts from after this encoder.
 
@@ -253,7 +254,8 @@ class Layers:
 
         Example:
             >>> import jax, jax.numpy as jnp, lstm_jax as lj
-            >>> encoder, decoder = lj.LSTM(3, 5, 2, bidirectional=True), lj.LSTM(4, 10, 2)
+            >>> encoder = lj.LSTM(3, 5, 2, bidirectional=True)
+            >>> decoder = lj.LSTM(4, 10, 2)
             >>> params = encoder.init(jax.random.key(0))
             >>> state, _ = encoder.apply(params, jnp.ones((2, 7, 3)))
             >>> start = encoder.bridge(state)
@@ -323,9 +325,8 @@ class Layers:
             )
         return tuple(layers)
 
-    def for_program(self) -> Stack:
-        """Returns the stack of equal steps without what only :meth:`init` reads."""
-        return Stack(
+    def _make_program(self) -> Stack | None:
+        made = Stack(
             tuple(as_cell(cell).for_program() for cell in self.cells),
             bidirectional=self.bidirectional,
             merge=self.merge if self.bidirectional else "concat",
@@ -333,9 +334,10 @@ class Layers:
             residual=self.residual,
             skip=self.skip,
         )
+        return None if made == self else made
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Stack(Layers):
     """A stack of any cells, of one kind or of several.
 
@@ -380,6 +382,7 @@ class Stack(Layers):
 
     def __post_init__(self) -> None:
         """Checks the options."""
+        self._normalise()
         if not isinstance(self.cells, (tuple, list)) or not self.cells:
             raise ValueError(
                 "cells: expected a tuple with a cell for each layer, got "

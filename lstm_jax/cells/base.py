@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.checks import arrays
+from lstm_jax.descriptions.base import Description
 from lstm_jax.types import Array, PyTree
 
 
-class Cell:
+class Cell(Description):
     """One step, cut into three pure pieces, as a description that holds no arrays.
 
     One step is ``update(params, state, project(params, x), recur(params, state))``. The
@@ -46,8 +46,6 @@ class Cell:
     noisy: Any = False
     param_letters: Any = {}
     state_letters: Any = {}
-
-    INIT_ONLY: ClassVar[tuple[str, ...]] = ()
 
     def init(self, key: Array) -> PyTree:
         """Returns new parameters."""
@@ -125,24 +123,6 @@ class Cell:
         state = arrays.conform_state(self, "state", state, params, batch_shape, x.dtype)
         return _step(self.for_program(), params, state, x)
 
-    def for_program(self) -> Any:
-        """Returns the cell of equal steps without what only :meth:`init` reads."""
-        return _for_program(self)
-
-
-@functools.lru_cache(maxsize=1024)
-def _for_program(cell: Cell) -> Cell:
-    if not dataclasses.is_dataclass(cell):
-        return cell
-    fields = {field.name: field for field in dataclasses.fields(cell)}
-    changes = {name: fields[name].default for name in cell.INIT_ONLY}
-    inside = {
-        name: value.for_program()
-        for name in fields
-        if isinstance(value := getattr(cell, name), Cell)
-    }
-    return dataclasses.replace(cell, **changes, **inside)
-
 
 class ProtocolCell(Cell):
     """An object that follows the protocol without deriving from :class:`Cell`."""
@@ -170,6 +150,10 @@ class ProtocolCell(Cell):
     def __repr__(self) -> str:
         """Returns that of the object inside."""
         return repr(self.cell)
+
+    def for_program(self) -> ProtocolCell:
+        """Returns the cell itself."""
+        return self
 
     @property
     def without_noise(self) -> Cell:

@@ -13,13 +13,12 @@ from jax.nn import initializers
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import (
-    GLOROT_UNIFORM,
-    ORTHOGONAL,
     Activation,
     Initializer,
     start_from,
 )
 from lstm_jax.checks import arrays, options
+from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, merges_rows
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
@@ -27,7 +26,7 @@ from lstm_jax.types import Array, LSTMParams, LSTMState
 Sizes = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ConvLSTMCell(Cell):
     """One step of a convolutional LSTM, as a description that holds no arrays.
 
@@ -89,8 +88,8 @@ class ConvLSTMCell(Cell):
     peephole: bool = False
     use_bias: bool = True
     forget_bias: float = 1.0
-    kernel_init: Initializer = GLOROT_UNIFORM
-    recurrent_init: Initializer = ORTHOGONAL
+    kernel_init: Initializer = glorot_uniform
+    recurrent_init: Initializer = orthogonal
     bias_init: Initializer = initializers.zeros
     gate_activation: Activation = jax.nn.sigmoid
     candidate_activation: Activation = jnp.tanh
@@ -119,6 +118,7 @@ class ConvLSTMCell(Cell):
 
     def __post_init__(self) -> None:
         """Checks the options and makes each size a tuple, one for each spatial axis."""
+        self._normalise()
         options.check_sizes(self)
         options.check_choice("padding", self.padding, ("same", "valid"))
         axes = options.check_spatial_shape("input_shape", self.input_shape)

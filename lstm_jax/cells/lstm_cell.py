@@ -13,17 +13,15 @@ from jax.nn import initializers
 from lstm_jax.cells import variants
 from lstm_jax.cells.base import Cell
 from lstm_jax.checks import arrays, options
+from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
 Initializer = Callable[..., Array]
 Activation = Callable[[Array], Array]
 
-GLOROT_UNIFORM = initializers.glorot_uniform()
-ORTHOGONAL = initializers.orthogonal()
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LSTMCell(Cell):
     r"""One step of an LSTM, as a description that holds no arrays.
 
@@ -99,8 +97,8 @@ class LSTMCell(Cell):
     proj_size: int | None = None
     use_bias: bool = True
     forget_bias: float = 1.0
-    kernel_init: Initializer = GLOROT_UNIFORM
-    recurrent_init: Initializer = ORTHOGONAL
+    kernel_init: Initializer = glorot_uniform
+    recurrent_init: Initializer = orthogonal
     bias_init: Initializer = initializers.zeros
     dtype: Any = None
     param_dtype: Any = jnp.float32
@@ -131,6 +129,7 @@ class LSTMCell(Cell):
 
     def __post_init__(self) -> None:
         """Checks the options."""
+        self._normalise()
         options.check_sizes(self)
         options.check_heads(self.num_heads, hidden_size=self.hidden_size)
         options.check_heads(self.num_heads, proj_size=self.output_size)

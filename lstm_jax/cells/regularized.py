@@ -26,7 +26,7 @@ RATES: tuple[str, ...] = (
 _IN_THE_LOOP = ("output_dropout", "recurrent_dropout", "zoneout_h", "zoneout_c")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Regularized(Cell):
     """A cell with noise in its recurrence while it is trained.
 
@@ -80,6 +80,7 @@ class Regularized(Cell):
 
     def __post_init__(self) -> None:
         """Checks the rates, and that the cell has what they apply to."""
+        self._normalise()
         for name in RATES:
             options.check_rate(name, getattr(self, name))
         state = jax.eval_shape(self.cell.zero_state)
@@ -271,7 +272,7 @@ class _Noise(NamedTuple):
     output_mask: Array | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Noisy(Cell):
     """A regularized cell while it is trained, as the loop takes it."""
 

@@ -11,12 +11,12 @@ from jax.nn import initializers
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import (
-    GLOROT_UNIFORM,
     Initializer,
     init_recurrent,
     start_from,
 )
 from lstm_jax.checks import arrays, options
+from lstm_jax.initializers import glorot_uniform
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams
 
@@ -37,7 +37,7 @@ class SLSTMState(NamedTuple):
     m: Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SLSTMCell(Cell):
     r"""One step of the sLSTM, as a description that holds no arrays.
 
@@ -88,7 +88,7 @@ class SLSTMCell(Cell):
     num_heads: int = 1
     forget_gate: str = "sigmoid"
     use_bias: bool = True
-    kernel_init: Initializer = GLOROT_UNIFORM
+    kernel_init: Initializer = glorot_uniform
     recurrent_init: Initializer = initializers.zeros
     bias_init: Initializer | None = None
     dtype: Any = None
@@ -111,6 +111,7 @@ class SLSTMCell(Cell):
 
     def __post_init__(self) -> None:
         """Checks the options."""
+        self._normalise()
         options.check_sizes(self)
         options.check_heads(self.num_heads, hidden_size=self.hidden_size)
         options.check_choice(

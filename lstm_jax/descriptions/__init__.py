@@ -1,0 +1,1 @@
+"""Descriptions as values: copied, pickled, compared and written as plain data."""
