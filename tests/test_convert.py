@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import lstm_jax as lj
 from tests.common import random_like
@@ -39,6 +41,39 @@ def test_torch_round_trip(options):
     h, c = lj.convert.state_to_torch(model, state)
     assert h.shape[:2] == (model.num_layers * (1 + model.bidirectional), 4)
     equal(lj.convert.state_from_torch(model, h, c), state)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_torch_weights_survive_a_file(options, dtype, tmp_path):
+    model, params = build(options | {"param_dtype": jnp.dtype(dtype)})
+    weights = lj.convert.to_torch(model, params)
+    save_file(weights, tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", framework="np") as file:
+        read = {name: file.get_tensor(name) for name in file.keys()}
+    equal(read, weights)
+    equal(lj.convert.from_torch(read)[1], params)
+    check_own(weights.values())
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_keras_weights_are_their_own(bidirectional):
+    model, params = build(dict(num_layers=2, bidirectional=bidirectional))
+    layers = lj.convert.to_keras(model, params)
+    check_own(array for weights in layers for array in weights)
+    params = jax.tree.map(np.asarray, params)
+    layers = lj.convert.to_keras(model, params)
+    before = jax.tree.map(np.copy, params)
+    for weights in layers:
+        for array in weights:
+            array += 1
+    equal(params, before)
+
+
+def check_own(arrays):
+    for array in arrays:
+        flags = array.flags
+        assert flags.c_contiguous and flags.writeable and flags.owndata
 
 
 def test_torch_biases_are_summed_and_gates_kept_in_order():

@@ -112,6 +112,23 @@ def test_weights_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        np.arange(6.0, dtype=np.float32).reshape(2, 3).T,
+        np.arange(8, dtype=">i4")[::2],
+        np.broadcast_to(np.float32(3), (2, 4)),
+        np.asarray(jnp.arange(6, dtype=jnp.bfloat16)).reshape(2, 3).T,
+    ],
+    ids=["transposed", "slice", "broadcast", "bfloat16"],
+)
+def test_weights_are_written_whatever_their_layout(leaf, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    like = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype.newbyteorder("="))
+    training.save_weights(path, [leaf])
+    np.testing.assert_array_equal(training.load_weights(path, [like])[0], leaf)
+
+
 def shape_error():
     training.cross_entropy(jnp.ones((2, 3)), jnp.ones((3,), jnp.int32))
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.checks import options
+from lstm_jax.checks import border, options
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
@@ -99,7 +99,7 @@ def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
         )
     return [
         [
-            np.asarray(leaf)
+            border.give(leaf)
             for one in layer
             if one is not None
             for leaf in (one.kernel, one.recurrent_kernel, one.bias)

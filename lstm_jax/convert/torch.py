@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.checks import options
+from lstm_jax.checks import border, options
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
@@ -110,13 +110,13 @@ def to_torch(model: LSTM, params: Params) -> dict[str, np.ndarray]:
     for index, layer in enumerate(params):
         for suffix, one in zip(_suffixes(model), layer, strict=False):
             end = f"_l{index}{suffix}"
-            weights[f"weight_ih{end}"] = np.asarray(one.kernel).T
-            weights[f"weight_hh{end}"] = np.asarray(one.recurrent_kernel).T
+            weights[f"weight_ih{end}"] = border.give(one.kernel.T)
+            weights[f"weight_hh{end}"] = border.give(one.recurrent_kernel.T)
             if one.bias is not None:
-                weights[f"bias_ih{end}"] = np.asarray(one.bias)
-                weights[f"bias_hh{end}"] = np.zeros_like(one.bias)
+                weights[f"bias_ih{end}"] = border.give(one.bias)
+                weights[f"bias_hh{end}"] = np.zeros_like(weights[f"bias_ih{end}"])
             if one.projection_kernel is not None:
-                weights[f"weight_hr{end}"] = np.asarray(one.projection_kernel).T
+                weights[f"weight_hr{end}"] = border.give(one.projection_kernel.T)
     return weights
 
 

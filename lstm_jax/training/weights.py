@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax.checks import border
 from lstm_jax.types import PyTree
 
 _INSTALL = 'needs safetensors: pip install "lstm_jax[examples]"'
@@ -25,11 +26,12 @@ def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
         ImportError: if safetensors is not installed.
     """
     try:
-        from safetensors.flax import save_file
+        from safetensors.numpy import save_file
     except ImportError as error:
         raise ImportError(f"save_weights {_INSTALL}") from error
     partial = f"{os.fspath(path)}.partial"
-    save_file(_named(params), partial)
+    arrays = {name: border.give(leaf) for name, leaf in _named(params).items()}
+    save_file(arrays, partial)
     os.replace(partial, path)
 
 

@@ -1,0 +1,151 @@
+"""Where arrays enter and leave: one door in, one door out.
+
+What enters becomes JAX's own before anything runs. JAX reads a NumPy buffer without a
+copy where its address suits, and may do so after the call has come back, so that a
+caller who fills the buffer again would change results that are not computed yet. What
+leaves is NumPy's own in every respect, since writers of files take memory as it lies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_FROM_TORCH = "Convert it with tensor.detach().cpu().numpy()."
+
+
+def give(array: Any) -> np.ndarray:
+    """Returns an array for others: a copy that is C-ordered, writable and native.
+
+    Args:
+        array: a JAX or NumPy array, of any layout and byte order. bfloat16 stays
+            ``ml_dtypes.bfloat16``, which is what JAX calls so.
+
+    Example:
+        >>> import numpy as np
+        >>> from lstm_jax.checks.border import give
+        >>> given = give(np.arange(6.0, dtype=">f4").reshape(2, 3).T)
+        >>> given.flags.c_contiguous, given.flags.writeable, given.dtype.isnative
+        (True, True, True)
+    """
+    array = np.asarray(array)
+    return np.array(array, _native(array.dtype), order="C")
+
+
+def take(name: str, value: Any, *, allow_lists: bool = False) -> Any:
+    """Returns an argument as JAX's own array, whose memory no one else writes.
+
+    JAX arrays, tracers and typed random keys come back as they are. Everything else
+    that NumPy can read is copied: NumPy arrays of any layout and byte order, tensors of
+    PyTorch on the CPU (bfloat16 too), and whatever has ``__array__``. Where 64-bit
+    types are off, 64-bit numbers become 32-bit ones, as everywhere in JAX.
+
+    Args:
+        name: of the argument, for errors.
+        value: the argument.
+        allow_lists: whether Python numbers, lists and tuples of them are taken too.
+
+    Raises:
+        TypeError: if it is no array, or one of something else than numbers.
+        ValueError: if an integer does not fit where 64-bit types are off.
+
+    Example:
+        >>> import numpy as np
+        >>> from lstm_jax.checks.border import take
+        >>> xs = np.ones(3, np.float32)
+        >>> taken = take("xs", xs)
+        >>> xs[:] = 0  # too late to matter
+        >>> taken.tolist()
+        [1.0, 1.0, 1.0]
+    """
+    if isinstance(value, jax.Array):
+        return value
+    if hasattr(value, "__jax_array__"):
+        return value.__jax_array__()
+    array = _read(name, value, allow_lists)
+    dtype = jax.dtypes.canonicalize_dtype(_native(array.dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        own = np.array(array, dtype, order="C")
+    if (
+        own.dtype.kind in "iu"
+        and own.itemsize < array.itemsize
+        and (own != array).any()
+    ):
+        raise ValueError(
+            f"{name}: expected integers that fit in {dtype}, got {array.min()} to "
+            f"{array.max()}. jax.enable_x64 turns 64-bit types on."
+        )
+    try:
+        return jnp.asarray(own)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected an array of numbers, got one of dtype {array.dtype}."
+        ) from None
+
+
+def _native(dtype: np.dtype) -> np.dtype:
+    """The dtype in this machine's byte order."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def _read(name: str, value: Any, allow_lists: bool) -> np.ndarray:
+    """What NumPy can read, as it reads it."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected an array, got {type(value).__name__}, whose mask would "
+            "be lost. Pass its .data, and ~np.ma.getmaskarray(...) as a mask."
+        )
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value)
+    if isinstance(value, (bool, int, float, complex, list, tuple)):
+        return _read_numbers(name, value, allow_lists)
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        return _read_tensor(name, value)
+    if not hasattr(value, "__array__") or isinstance(value, type):
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__}.")
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise TypeError(
+            f"{name}: expected an array, got {type(value).__name__}, which NumPy can't "
+            f"read: {error}"
+        ) from error
+
+
+def _read_numbers(name: str, value: Any, allow_lists: bool) -> np.ndarray:
+    """Python numbers, and lists and tuples of them."""
+    kind = type(value).__name__
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, OverflowError, jax.errors.JAXTypeError):
+        raise TypeError(
+            f"{name}: expected an array, got a {kind} that makes none: its parts "
+            "differ in shape, are no numbers, or are traced (jnp.stack joins those)."
+        ) from None
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{name}: expected an array, got a {kind} of {array.dtype}.")
+    if not allow_lists:
+        raise TypeError(
+            f"{name}: expected an array, got {kind}. Convert it with jnp.asarray."
+        )
+    # An empty list says nothing of its dtype: NumPy's float64 is not meant.
+    return array if array.size else array.astype(np.int32)
+
+
+def _read_tensor(name: str, tensor: Any) -> np.ndarray:
+    """A tensor of PyTorch, which need not be installed."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    try:
+        if kind == "bfloat16" or kind.startswith("float8"):
+            # NumPy has none of these; float32 holds each number exactly.
+            wide = tensor.detach().float().numpy()
+            return wide.astype(getattr(jnp, kind))
+        return tensor.detach().numpy()
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise TypeError(
+            f"{name}: expected an array, got a tensor that NumPy can't read: {error} "
+            f"{_FROM_TORCH}"
+        ) from error
