@@ -86,6 +86,29 @@ def take(name: str, value: Any, *, allow_lists: bool = False) -> Any:
         ) from None
 
 
+def take_leaves(name: str, tree: Any) -> Any:
+    """Takes every array in a pytree; Python numbers and what has no leaves stay.
+
+    Args:
+        name: of the pytree, for errors, which add the path to the leaf.
+        tree: the pytree.
+
+    Raises:
+        TypeError: if a leaf is neither an array nor a number.
+        ValueError: as :func:`take` does.
+    """
+    numbers = (bool, int, float, complex)
+    if all(isinstance(leaf, (jax.Array, *numbers)) for leaf in jax.tree.leaves(tree)):
+        return tree
+
+    def own(path, leaf):
+        if isinstance(leaf, numbers):
+            return leaf
+        return take(f"{name}{jax.tree_util.keystr(path)}".lstrip("."), leaf)
+
+    return jax.tree.map_with_path(own, tree)
+
+
 def _native(dtype: np.dtype) -> np.dtype:
     """The dtype in this machine's byte order."""
     return dtype if dtype.isnative else dtype.newbyteorder("=")
