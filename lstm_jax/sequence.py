@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype
 from lstm_jax.cells.lstm_cell import LSTMCell
-from lstm_jax.checks import arrays, options
+from lstm_jax.checks import arrays, options, trees
 from lstm_jax.recurrence import choice, loop, meshes
 from lstm_jax.types import Array, LSTMParams, LSTMState, Options, PyTree
 
@@ -296,12 +296,12 @@ def prepare(
     """
     cell = as_cell(cell)
     check_options(given)
-    params = arrays.check_params(cell, params)
+    params = trees.check_params(cell, params)
     xs, batch_shape, length = arrays.check_sequence(cell, xs, given.time_major)
     check_length(given, length)
     given = arrays.take_controls(batch_shape, length, given)
     conform = functools.partial(
-        arrays.conform_state,
+        trees.conform_state,
         cell,
         params=params,
         batch_shape=batch_shape,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lstm_jax import connections, sequence
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype, step
-from lstm_jax.checks import arrays
+from lstm_jax.checks import arrays, trees
 from lstm_jax.descriptions.base import Description
 from lstm_jax.numerics import where_rows
 from lstm_jax.recurrence import choice, loop, meshes
@@ -235,7 +235,7 @@ class Layers(Description):
             (2, 10)
         """
         cells = [as_cell(cell) for cell in self.cells]
-        arrays.check_layers("state", cells, state, self.bidirectional)
+        trees.check_layers("state", cells, state, self.bidirectional)
         return connections.last_output(self, state)
 
     def bridge(self, state: State, merge: str = "concat") -> State:
@@ -269,7 +269,7 @@ class Layers(Description):
                 "state is one a decoder takes as it is."
             )
         cells = [as_cell(cell) for cell in self.cells]
-        arrays.check_layers("state", cells, state, self.bidirectional)
+        trees.check_layers("state", cells, state, self.bidirectional)
         return connections.bridge(state, merge)
 
     def check_params(self, params: Params) -> Params:
@@ -280,13 +280,13 @@ class Layers(Description):
             TypeError: if they are nested otherwise.
         """
         cells = [as_cell(cell) for cell in self.cells]
-        arrays.check_layers("params", cells, params, self.bidirectional)
+        trees.check_layers("params", cells, params, self.bidirectional)
         return tuple(
             Directions(
                 *(
                     None
                     if one is None
-                    else arrays.check_params(cell, one, f"params[{index}].{name}")
+                    else trees.check_params(cell, one, f"params[{index}].{name}")
                     for name, one in zip(layer._fields, layer, strict=True)
                 )
             )
@@ -303,14 +303,14 @@ class Layers(Description):
     ) -> State:
         cells = [as_cell(cell) for cell in self.cells]
         if state is not None:
-            arrays.check_layers("state", cells, state, self.bidirectional)
+            trees.check_layers("state", cells, state, self.bidirectional)
         layers = []
         for index, cell in enumerate(cells):
             dtype = compute_dtype(cell, dtype)
             layers.append(
                 Directions(
                     *(
-                        arrays.conform_state(
+                        trees.conform_state(
                             cell,
                             f"state[{index}].{Directions._fields[direction]}",
                             None if state is None else state[index][direction],

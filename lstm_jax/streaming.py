@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax import sequence
 from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import options
+from lstm_jax.checks import border, options
 from lstm_jax.types import PyTree
 
 _NAMES = ("xs", "mask", "reset")
@@ -49,7 +50,8 @@ def stream(
             any cell, run by :func:`scan`.
         params: its parameters.
         chunks: an iterable of arrays ``[*batch, t, I]``, or ``[t, *batch, I]`` if
-            ``time_major``, such as a generator that reads files or a socket. A chunk is
+            ``time_major``, such as a generator that reads files or a socket. One array
+            is no iterable of chunks: ``[array]`` is. A chunk is
             sliced and copied run by run, so that it may itself be longer than memory
             (a memory-mapped file), and its memory may be used again for the next. With
             controls, a chunk is a dict of ``"xs"`` and ``"mask"``, ``"reset"`` or both,
@@ -70,7 +72,7 @@ def stream(
         ValueError: at once, if the model is bidirectional or an option is wrong; when
             it is read, if a chunk's shape, dtype or controls are not those of the
             first, or not what the model takes.
-        TypeError: if a type or a dtype is wrong.
+        TypeError: if a type or a dtype is wrong, such as one array for ``chunks``.
 
     Example:
         >>> import jax, numpy as np, lstm_jax as lj
@@ -88,17 +90,33 @@ def stream(
             "stream: expected a one-directional model, got bidirectional=True. Its "
             "backward half needs the whole sequence: use apply."
         )
+    _check_chunks(chunks)
     if chunk_size is not None:
         options.check_positive("chunk_size", chunk_size)
     is_stack = hasattr(model, "cells")
     run = functools.partial(
         model.apply if is_stack else functools.partial(sequence.scan, model),
-        params,
+        border.take_leaves("params", params),
         time_major=time_major,
         implementation=implementation,
     )
     read = _read(model.cells[0] if is_stack else model, chunks, time_major)
-    return _results(run, _recut(read, chunk_size), state)
+    return _results(run, _recut(read, chunk_size), border.take_leaves("state", state))
+
+
+def _check_chunks(chunks: Any) -> None:
+    """Refuses one array, or one dict of arrays: rows are no chunks."""
+    if isinstance(chunks, Mapping):
+        got = "a dict of one chunk"
+    elif hasattr(chunks, "shape"):
+        got = f"one array of shape {list(chunks.shape)}"
+    else:
+        return
+    raise TypeError(
+        f"chunks: expected an iterable of chunks, got {got}, whose parts would be read "
+        "as those of one sequence. Pass [chunk], or cut it along time: "
+        "(xs[:, t : t + 256] for t in range(0, xs.shape[1], 256))."
+    )
 
 
 class _Chunk(NamedTuple):
@@ -130,7 +148,9 @@ def _results(
         # Lengths of NumPy, since their values are looked at. They are there for whole
         # pieces too, so that the last one needs no program of its own.
         lengths = np.full(piece.batch_shape, piece.length, np.int32)
-        state, ys = run(state=state, lengths=lengths, **piece.arrays)
+        # No one else writes to the buffers, so that JAX may read them as they are.
+        arrays = {name: jnp.asarray(array) for name, array in piece.arrays.items()}
+        state, ys = run(state=state, lengths=lengths, **arrays)
         if piece.length < piece.arrays["xs"].shape[piece.axis]:
             steps = _steps(piece.axis, 0, piece.length)
             ys = jax.tree.map(lambda y: y[steps], ys)
@@ -170,7 +190,7 @@ def _empty(chunk: _Chunk, size: int) -> _Chunk:
     def zeros(array):
         shape = list(array.shape)
         shape[chunk.axis] = size
-        return np.zeros(shape, array.dtype)
+        return np.zeros(shape, array.dtype.newbyteorder("="))
 
     arrays = {name: zeros(array) for name, array in chunk.arrays.items()}
     return chunk._replace(arrays=arrays, length=size)
@@ -205,17 +225,27 @@ def _checked(cell: Any, chunk: Any, time_major: bool) -> _Chunk:
             "expected 'xs' and maybe 'mask' and 'reset', got the keys "
             f"{sorted(map(str, arrays))}. Lengths become a mask."
         )
-    controls = (arrays.get("mask"), arrays.get("reset"))
-    batch_shape, length = shapes.sequence_shape(cell, arrays["xs"], time_major)
-    shapes.check_controls(batch_shape, length, time_major, None, *controls)
-    # A slice of a JAX array is a program of its own, one for every start.
     arrays = {
-        name: np.asarray(array) if isinstance(array, jax.Array) else array
+        name: _sliceable(name, array)
         for name, array in arrays.items()
         if array is not None
     }
+    controls = {name: array for name, array in arrays.items() if name != "xs"}
+    batch_shape, length = shapes.sequence_shape(cell, arrays["xs"], time_major)
+    for name, value in controls.items():
+        shapes.check_steps(name, value, batch_shape, length, time_major)
     axis = 0 if time_major else len(batch_shape)
     return _Chunk(arrays, batch_shape, axis, length)
+
+
+def _sliceable(name: str, array: Any) -> Any:
+    """What NumPy's slices work on, unread where it is a file's."""
+    if isinstance(array, jax.Array):
+        # A slice of a JAX array is a program of its own, one for every start.
+        return np.asarray(array)
+    if isinstance(getattr(array, "dtype", None), np.dtype):
+        return array
+    return border.read(name, array)
 
 
 def _describe(chunk: _Chunk) -> str:

@@ -1,10 +1,15 @@
 """Streams, padding and vocabularies against pictures drawn by hand."""
 
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+import lstm_jax
 from lstm_jax import data
 
 
@@ -69,6 +74,22 @@ def test_pad_sequences_keeps_everything(length):
             "text: not in the vocabulary: 'c'.",
         ),
         (
+            lambda: data.Vocabulary("ab").decode([0, -1]),
+            "tokens: expected numbers from 0 to 1, got -1 to 0.",
+        ),
+        (
+            lambda: data.Vocabulary("ab").decode(np.array([2, 0])),
+            "tokens: expected numbers from 0 to 1, got 0 to 2.",
+        ),
+        (
+            lambda: data.Vocabulary("ab").decode(np.zeros((2, 3), int)),
+            "tokens: expected shape [T], got [2, 3]. Decode row by row.",
+        ),
+        (
+            lambda: data.stream_batches(np.zeros((9, 2), int), 2, 2),
+            "tokens: expected one stream of shape [N], got [9, 2].",
+        ),
+        (
             lambda: data.stream_batches(np.arange(9), 0, 2),
             "batch_size: expected at least 1, got 0.",
         ),
@@ -83,10 +104,56 @@ def test_what_does_not_fit_is_refused(call, words):
         call()
 
 
+def test_vocabulary_refuses_what_are_no_integers():
+    with pytest.raises(TypeError, match="tokens: expected integers, got float64"):
+        data.Vocabulary("ab").decode([0.0, 1.0])
+
+
+def test_batches_share_memory_with_nothing():
+    tokens = np.arange(20)
+    inputs, targets = next(data.stream_batches(tokens, 2, 4))
+    for array in (inputs, targets):
+        assert array.flags.c_contiguous and array.flags.writeable
+        array[...] = -1
+    assert tokens.tolist() == list(range(20))
+    assert next(data.stream_batches(tokens, 2, 4))[1].tolist()[0] == [1, 2, 3, 4]
+
+
+NO_DEVICE = """
+import numpy as np
+from lstm_jax import data
+
+xs, lengths = data.pad_sequences([np.ones((2, 3)), np.ones((5, 3))])
+vocabulary = data.Vocabulary.of("hello")
+tokens = vocabulary.encode("hello" * 9)
+assert vocabulary.decode(tokens) == "hello" * 9
+batches = list(data.stream_batches(tokens, 2, 3))
+print(xs.shape, len(batches))
+"""
+
+
+def test_data_touch_no_device():
+    """Where JAX has no platform it can start, so that any use of one is an error."""
+    # The child finds this very package, installed or not.
+    package = pathlib.Path(lstm_jax.__file__).parents[1]
+    environment = os.environ | {"JAX_PLATFORMS": "none", "PYTHONPATH": str(package)}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_DEVICE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "(2, 5, 3) 7\n", done.stderr
+    use = [sys.executable, "-c", "import jax.numpy; jax.numpy.ones(2)"]
+    assert subprocess.run(use, env=environment, capture_output=True).returncode
+
+
 def test_vocabulary_round_trip():
     text = "Grüße, 世界!\n\tende"
     vocabulary = data.Vocabulary.of(text)
     tokens = vocabulary.encode(text)
     assert tokens.dtype == np.int32 and len(vocabulary) == len(set(text))
-    assert vocabulary.decode(tokens) == text
+    assert vocabulary.decode(tokens) == vocabulary.decode(tokens.tolist()) == text
+    assert vocabulary.decode([]) == ""
     assert sorted(set(tokens.tolist())) == list(range(len(vocabulary)))

@@ -163,7 +163,7 @@ def choices(model):
 def assert_same(made, model):
     assert made == model and model == made
     assert hash(made) == hash(model)
-    assert type(made) is type(model)
+    assert type(made) is (lj.Stack if name == "lstm" else type(model))
     assert repr(made) == repr(model)
     for name in (field.name for field in dataclasses.fields(model)):
         assert type(getattr(made, name)) is type(getattr(model, name)), name
@@ -595,7 +595,7 @@ def test_copies_compile_nothing(name):
 def test_the_description_for_a_program_takes_the_same_steps(name):
     model = DESCRIPTIONS[name]
     made = model.for_program()
-    assert type(made) is type(model)
+    assert type(made) is (lj.Stack if name == "lstm" else type(model))
     assert made.for_program() is made and model.for_program() is made
     assert choices(made) == choices(model)
     for cell, other in zip(cells_of(made), cells_of(model), strict=True):
@@ -605,7 +605,7 @@ def test_the_description_for_a_program_takes_the_same_steps(name):
 
 
 def test_the_description_for_a_program_is_itself_by_default():
-    for model in (lj.LSTM(3, 5), lj.Stack((lj.LSTMCell(3, 5),)), lj.SLSTMCell(3, 4)):
+    for model in (lj.Stack((lj.LSTMCell(3, 5),)), lj.SLSTMCell(3, 4)):
         assert model.for_program() is model
     other = lj.LSTMCell(3, 5, kernel_init=small, forget_bias=2.0, clip=1.0)
     assert other.for_program() == lj.LSTMCell(3, 5, clip=1.0)

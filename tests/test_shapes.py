@@ -128,14 +128,14 @@ CASES = {
     "lengths are too long": (
         lambda: scan(lengths=jnp.array([1, 2, 3, 7])),
         ValueError,
-        "lengths: expected values from 0 to T = 6, the steps of each row that are valid, "
-        "got 1 to 7.",
+        "lengths: expected values from 0 to T = 6, the steps of each row that are "
+        "valid, got 1 to 7.",
     ),
     "lengths are negative": (
         lambda: scan(lengths=np.array([-1, 2, 3, 4])),
         ValueError,
-        "lengths: expected values from 0 to T = 6, the steps of each row that are valid, "
-        "got -1 to 4.",
+        "lengths: expected values from 0 to T = 6, the steps of each row that are "
+        "valid, got -1 to 4.",
     ),
     "mask is of numbers": (
         lambda: scan(mask=jnp.ones((B, T))),
@@ -336,7 +336,7 @@ CASES = {
     "dtype is integer": (
         lambda: lj.LSTMCell(3, 4, dtype=jnp.int32),
         TypeError,
-        "dtype: expected a floating dtype, got <class 'jax.numpy.int32'>.",
+        "dtype: expected a floating dtype, got int32.",
     ),
 }
 

@@ -197,6 +197,37 @@ def test_refuses_two_directions():
         lj.stream(model, model.init(jax.random.key(0)), [XS])
 
 
+@pytest.mark.parametrize(
+    ("chunks", "got"),
+    [
+        (XS, "one array of shape [2, 16, 3]"),
+        (jnp.asarray(XS), "one array of shape [2, 16, 3]"),
+        ({"xs": XS}, "a dict of one chunk"),
+    ],
+    ids=["numpy", "jax", "dict"],
+)
+def test_refuses_one_chunk_where_chunks_belong(chunks, got):
+    words = f"chunks: expected an iterable of chunks, got {got}, whose parts would be"
+    with pytest.raises(TypeError, match=re.escape(words)):
+        lj.stream(CELL, PARAMS, chunks)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "f8", ">f8"])
+def test_numpy_arrays_of_any_kind_agree(dtype):
+    state = jax.tree.map(np.asarray, CELL.zero_state((2,)))
+    params = jax.tree.map(np.asarray, PARAMS)
+    results = lj.stream(CELL, params, cut(XS.astype(dtype), 1, 0), state, chunk_size=3)
+    assert_close(joined(results, 1), lj.scan(CELL, PARAMS, XS))
+
+
+def test_parameters_may_be_overwritten_meanwhile():
+    params = jax.tree.map(np.array, PARAMS)
+    results = lj.stream(CELL, params, cut(XS, 1, 0), chunk_size=3)
+    for leaf in jax.tree.leaves(params):
+        leaf[...] = np.nan
+    assert_close(joined(results, 1), lj.scan(CELL, PARAMS, XS))
+
+
 def with_reset(xs, reset):
     return {"xs": xs, "reset": reset}
 

@@ -1,5 +1,6 @@
 """Truncated backpropagation over a whole sequence against loops by hand."""
 
+import collections
 import functools
 import re
 
@@ -86,6 +87,7 @@ CASES = {
     "fewer_than_the_last_window": (11, 4, 2),
     "more": (10, 4, 8),
     "all": (10, 3, 12),
+    "more_and_a_rest": (7, 3, 6),
     "window_of_one_back_three": (6, 1, 3),
     "window_longer_than_the_sequence": (5, 8, None),
     "window_longer_fewer": (5, 8, 3),
@@ -160,6 +162,36 @@ def test_jit_and_vmap_change_nothing():
     assert_close(run(RNN, ZEROS, xs[0]), each[0])
     expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     assert_close(jax.jit(jax.vmap(run, (None, None, 0)))(RNN, ZEROS, xs), expected)
+
+
+@pytest.mark.parametrize("rows", [None, 2], ids=["one", "vmap"])
+@pytest.mark.parametrize(
+    ("window", "depth", "expected"),
+    [
+        (3, 6, {(0, 1, 2): 2, (3, 4, 5): 2, (6,): 1}),
+        (3, 9, {(0, 1, 2): 3, (3, 4, 5): 2, (6,): 1}),
+        (3, 2, {(0,): 1, (1, 2): 1, (3,): 1, (4, 5): 1, (6,): 1}),
+        (9, 18, {tuple(range(7)): 1}),
+    ],
+    ids=str,
+)
+def test_each_piece_runs_as_often_as_it_should(window, depth, expected, rows):
+    """No step before the sequence is asked for: such a slice would move its start."""
+    seen = collections.Counter()
+
+    def loss_fn(params, carry, xs, key):
+        see = lambda piece: seen.update([tuple(map(int, piece))])
+        jax.debug.callback(see, xs[0])
+        return jnp.sum(params * xs), (carry, {})
+
+    run = truncated_value_and_grad(loss_fn, window=window, depth=depth)
+    steps = jnp.arange(7.0).reshape(1, 7)
+    if rows:
+        run = jax.vmap(run, (None, None, 0))
+        steps = jnp.broadcast_to(steps, (rows, *steps.shape))
+    jax.block_until_ready(jax.jit(run)(jnp.ones((1, 1)), ZEROS, steps))
+    jax.effects_barrier()
+    assert seen == {piece: count * (rows or 1) for piece, count in expected.items()}
 
 
 def test_numpy_arguments_and_any_leaves_of_the_carry():

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.checks import arrays
+from lstm_jax.checks import arrays, trees
 from lstm_jax.descriptions.base import Description
 from lstm_jax.types import Array, PyTree
 
@@ -118,9 +118,9 @@ class Cell(Description):
                 wrong.
             ValueError: if a shape is wrong.
         """
-        params = arrays.check_params(self, params)
+        params = trees.check_params(self, params)
         x, batch_shape = arrays.check_step_input(self, x)
-        state = arrays.conform_state(self, "state", state, params, batch_shape, x.dtype)
+        state = trees.conform_state(self, "state", state, params, batch_shape, x.dtype)
         return _step(self.for_program(), params, state, x)
 
 

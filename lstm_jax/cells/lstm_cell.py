@@ -12,7 +12,7 @@ from jax.nn import initializers
 
 from lstm_jax.cells import variants
 from lstm_jax.cells.base import Cell
-from lstm_jax.checks import arrays, options
+from lstm_jax.checks import arrays, options, trees
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams, LSTMState
@@ -199,7 +199,7 @@ class LSTMCell(Cell):
             TypeError: if ``params`` is not an :class:`LSTMParams`.
             ValueError: if the shapes do not fit together.
         """
-        input_size, hidden_size, proj_size = arrays.sizes_of(params)
+        input_size, hidden_size, proj_size = trees.sizes_of(params)
         cell = cls(
             input_size,
             hidden_size,
@@ -208,7 +208,7 @@ class LSTMCell(Cell):
             peephole=params.peephole is not None,
             learn_initial_state=params.initial_h is not None,
         )
-        arrays.check_params(cell, params)
+        trees.check_params(cell, params)
         return cell
 
     def init(self, key: Array) -> LSTMParams:

@@ -16,23 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks.border import take
-from lstm_jax.types import Directions, LSTMParams, LSTMState, Options, PyTree
+from lstm_jax.types import Options
 
-_BATCH_AND_TIME = (
+BATCH_AND_TIME = (
     "Batch and time look swapped: xs is [*batch, T, I], and [T, *batch, I] only with "
     "time_major=True."
-)
-_LAST_BATCH = (
-    "If this is the last, partial batch of an epoch, drop it, pad it (lengths=0 for "
-    "the rows that are not there), or take as many rows of the state."
-)
-_PAIR = (
-    "A bare pair could be (h, c), as in PyTorch and Keras, or (c, h), as in Flax: "
-    "write lstm_jax.LSTMState(h=..., c=...)."
-)
-_TORCH_STATE = (
-    "This looks like PyTorch's [L*D, B, H] state: "
-    "lstm_jax.convert.state_from_torch(model, h, c) converts it."
 )
 
 
@@ -95,95 +83,6 @@ def take_array(name: str, value: Any, kind: Any = jnp.floating) -> Any:
     value = take(name, value)
     check_array(name, value, kind)
     return value
-
-
-def sizes_of(params: Any) -> tuple[int, int, int | None]:
-    """Returns (I, H, P or None) of the parameters of a standard cell."""
-    _check_params_type(params)
-    for name in ("gate_kernel", "norm_scale"):
-        if getattr(params, name) is not None:
-            raise ValueError(
-                f"params.{name}: expected None for the standard cell, got an array. "
-                "These are a variant's: pass its cell to scan(cell, params, xs)."
-            )
-    kernel, recurrent_kernel = params.kernel, params.recurrent_kernel
-    for name, value in (("kernel", kernel), ("recurrent_kernel", recurrent_kernel)):
-        check_array(f"params.{name}", value)
-        if len(value.shape) != 2 or value.shape[1] % 4:
-            raise ValueError(
-                f"params.{name}: expected a matrix with 4H columns, got "
-                f"{list(value.shape)}. PyTorch's weights are the other way round, "
-                "[4H, ...]: lstm_jax.convert.from_torch converts them."
-            )
-    proj_size = None
-    if params.projection_kernel is not None:
-        proj_size = recurrent_kernel.shape[0]
-    return kernel.shape[0], kernel.shape[1] // 4, proj_size
-
-
-def _check_params_type(params: Any) -> None:
-    if not isinstance(params, LSTMParams):
-        raise TypeError(
-            f"params: expected an LSTMParams, got {type(params).__name__}. "
-            "cell.init(key) makes one; a stack's parameters go to model.apply."
-        )
-
-
-@functools.lru_cache(maxsize=256)
-def _params_template(cell: Any) -> Any:
-    key = jax.eval_shape(jax.random.key, 0)
-    return jax.eval_shape(cell.init, key)
-
-
-@functools.lru_cache(maxsize=256)
-def _cached_state_template(cell: Any, batch_shape: tuple, dtype: Any, x64: bool) -> Any:
-    del x64  # another answer, where float64 is switched on between two calls
-    return jax.eval_shape(lambda: cell.zero_state(batch_shape, dtype))
-
-
-def state_template(cell: Any, batch_shape: tuple[int, ...] = (), dtype: Any = None):
-    """Shapes and dtypes of a cell's state."""
-    cell, x64 = cell.for_program(), bool(jax.config.jax_enable_x64)
-    try:
-        return _cached_state_template(cell, batch_shape, dtype, x64)
-    except TypeError:  # a symbolic size can't be hashed everywhere
-        return jax.eval_shape(lambda: cell.zero_state(batch_shape, dtype))
-
-
-def check_params(cell: Any, params: PyTree, name: str = "params") -> PyTree:
-    """Checks a cell's parameters against those that it would make itself.
-
-    Returns:
-        The parameters, each an array of JAX's own.
-    """
-    template = _params_template(cell.for_program())
-    if isinstance(template, LSTMParams):
-        _check_params_type(params)
-    expected, structure = jax.tree.flatten_with_path(template)
-    actual, got = jax.tree.flatten_with_path(params)
-    if structure != got:
-        raise ValueError(
-            f"{name}: expected the fields {_fields(expected)}, got {_fields(actual)}. "
-            "Were they made by a cell with other options (use_bias, proj_size)?"
-        )
-    leaves = []
-    for (path, leaf), (_, value) in zip(expected, actual, strict=True):
-        field = jax.tree_util.keystr(path)
-        value = take_array(f"{name}{field}", value)
-        hint = ""
-        if len(value.shape) == 2 and value.shape[::-1] == leaf.shape:
-            hint = (
-                "It is transposed, as PyTorch keeps its weights: "
-                "lstm_jax.convert.from_torch converts them."
-            )
-        letters = cell.param_letters.get(field, "of the cell")
-        check_shape(f"{name}{field}", letters, leaf.shape, value, hint)
-        leaves.append(value)
-    return structure.unflatten(leaves)
-
-
-def _fields(leaves: list) -> str:
-    return ", ".join(jax.tree_util.keystr(path).lstrip(".") for path, _ in leaves)
 
 
 def check_step_input(cell: Any, x: Any, name: str = "x") -> tuple[Any, tuple]:
@@ -253,12 +152,12 @@ def take_controls(batch_shape: tuple[int, ...], length: int, given: Options) -> 
     The values of lengths are looked at where they are known.
     """
     lengths, mask, reset = given.lengths, given.mask, given.reset
-    batch = _letters(batch_shape)
+    batch = batch_letters(batch_shape)
     if lengths is not None:
         lengths = take("lengths", lengths, allow_lists=True)
         check_array("lengths", lengths, jnp.integer)
         swapped = batch_shape != (length,) == tuple(lengths.shape)
-        hint = _BATCH_AND_TIME if swapped else ""
+        hint = BATCH_AND_TIME if swapped else ""
         check_shape("lengths", f"[{batch}]", batch_shape, lengths, hint)
         _check_lengths_values(lengths, length)
     mask, reset = (
@@ -272,18 +171,26 @@ def take_controls(batch_shape: tuple[int, ...], length: int, given: Options) -> 
 def _take_steps(
     name: str, value: Any, batch_shape: tuple[int, ...], length: int, time_major: bool
 ) -> Any:
-    """Checks what has a bool for each step of each row."""
+    """Takes what has a bool for each step of each row."""
     if value is None:
         return None
     value = take_array(name, value, jnp.bool_)
-    batch = _letters(batch_shape)
+    check_steps(name, value, batch_shape, length, time_major)
+    return value
+
+
+def check_steps(
+    name: str, value: Any, batch_shape: tuple[int, ...], length: int, time_major: bool
+) -> None:
+    """Checks the shape of what has a bool for each step of each row."""
+    check_array(name, value, jnp.bool_)
+    batch = batch_letters(batch_shape)
     expected = (length, *batch_shape) if time_major else (*batch_shape, length)
     parts = ("T", batch) if time_major else (batch, "T")
     letters = f"[{', '.join(part for part in parts if part)}]"
     other = (*batch_shape, length) if time_major else (length, *batch_shape)
     swapped = expected != other == tuple(value.shape)
-    check_shape(name, letters, expected, value, _BATCH_AND_TIME if swapped else "")
-    return value
+    check_shape(name, letters, expected, value, BATCH_AND_TIME if swapped else "")
 
 
 def _check_lengths_values(lengths: Any, length: int) -> None:
@@ -297,89 +204,11 @@ def _check_lengths_values(lengths: Any, length: int) -> None:
         )
 
 
-def _letters(batch_shape: tuple[int, ...]) -> str:
+def batch_letters(batch_shape: tuple[int, ...]) -> str:
+    """The letters of the batch axes: B, or B1, B2 and so on."""
     if len(batch_shape) == 1:
         return "B"
     return ", ".join(f"B{n + 1}" for n in range(len(batch_shape)))
-
-
-def conform_state(
-    cell: Any,
-    name: str,
-    state: Any,
-    params: Any,
-    batch_shape: tuple[int, ...],
-    dtype: Any,
-    length: int | None = None,
-) -> Any:
-    """Checks a state, the cell's own start if None, and casts it to the steps' dtypes.
-
-    ``params`` hold what the cell has learned to start from; ``length`` is T, where
-    there is a time axis to mistake for the batch.
-    """
-    dtype = jnp.dtype(dtype if cell.dtype is None else cell.dtype)
-    if state is None:
-        return cell.initial_state(params, batch_shape, dtype)
-    template = state_template(cell, batch_shape, dtype)
-    if hasattr(template, "_fields") and type(state) is not type(template):
-        expected = type(template).__name__
-        raise TypeError(
-            f"{name}: expected {_article(expected)}, got {type(state).__name__}. "
-            f"{_not_a_state(state)}".rstrip()
-        )
-    expected, structure = jax.tree.flatten_with_path(template)
-    actual, got = jax.tree.flatten_with_path(state)
-    if structure != got:
-        raise ValueError(
-            f"{name}: expected the structure that cell.zero_state returns, "
-            f"{structure}, got {got}."
-        )
-    leaves = []
-    for (path, leaf), (_, value) in zip(expected, actual, strict=True):
-        field = jax.tree_util.keystr(path)
-        value = take_array(f"{name}{field}", value)
-        last = cell.state_letters.get(field, "...")
-        letters = f"[{', '.join(filter(None, (_letters(batch_shape), last)))}]"
-        hint = _state_hint(tuple(value.shape), leaf.shape, batch_shape, length)
-        check_shape(f"{name}{field}", letters, leaf.shape, value, hint)
-        leaves.append(value.astype(leaf.dtype))
-    return structure.unflatten(leaves)
-
-
-def _not_a_state(value: Any) -> str:
-    """The likely mistake behind what is no state."""
-    if isinstance(value, Directions):
-        return "This is one layer of a stack's state: take its .forward."
-    if isinstance(value, (tuple, list)) and len(value) == 2:
-        return _PAIR
-    dtype = getattr(value, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
-        return "Lengths are given by name: lengths=..."
-    if dtype is not None and jnp.issubdtype(dtype, jnp.bool_):
-        return "A mask is given by name: mask=..."
-    return ""
-
-
-def _article(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOULS' else 'a'} {name}"
-
-
-def _state_hint(
-    shape: tuple[int, ...],
-    expected: tuple[int, ...],
-    batch_shape: tuple[int, ...],
-    length: int | None,
-) -> str:
-    """The likely mistake behind a state of the wrong shape."""
-    features = expected[len(batch_shape) :]
-    if shape[1:] == expected:
-        return _TORCH_STATE
-    if batch_shape and shape == features:
-        return "Nothing is broadcast: jnp.broadcast_to gives every row the same state."
-    if len(batch_shape) == 1 and shape[1:] == features:
-        mistake = _BATCH_AND_TIME if shape[0] == length else _LAST_BATCH
-        return f"The batch is {expected[0]} in xs and {shape[0]} here. {mistake}"
-    return ""
 
 
 def check_key(key: Any) -> Any:
@@ -406,46 +235,3 @@ def check_key(key: Any) -> Any:
 def _raw_key_shape(implementation: str) -> tuple[int, ...]:
     data = lambda: jax.random.key_data(jax.random.key(0, impl=implementation))
     return jax.eval_shape(data).shape
-
-
-def check_layers(name: str, cells: Any, value: Any, bidirectional: bool) -> None:
-    """Checks the nesting of a stack's ``params`` or ``state``."""
-    layers = len(cells)
-    if name == "params":
-        kind, maker = type(_params_template(cells[0].for_program())), "init(key)"
-    else:
-        kind, maker = type(state_template(cells[0])), "zero_state(batch_shape)"
-    expected = (
-        f"a tuple of L = {layers} Directions of {kind.__name__}, as from model.{maker}"
-    )
-    if isinstance(value, kind):
-        hint = ""
-        if layers == 1:
-            hint = f"Write (lstm_jax.Directions({name}),)."
-        if kind is LSTMState and len(getattr(value.h, "shape", ())) == 3:
-            hint = _TORCH_STATE
-        raise TypeError(
-            f"{name}: expected {expected}, got {kind.__name__}. {hint}".rstrip()
-        )
-    nested = isinstance(value, (tuple, list)) and all(
-        isinstance(layer, Directions) for layer in value
-    )
-    if not nested:
-        is_pair = kind is LSTMState and isinstance(value, (tuple, list))
-        pair = is_pair and len(value) == 2 and hasattr(value[0], "shape")
-        hint = _PAIR if pair else ""
-        if name == "state" and not isinstance(value, (tuple, list)):
-            hint = _not_a_state(value)
-        raise TypeError(
-            f"{name}: expected {expected}, got {type(value).__name__}. {hint}".rstrip()
-        )
-    if len(value) != layers:
-        raise ValueError(f"{name}: expected {expected}, got {len(value)} layers.")
-    for index, layer in enumerate(value):
-        if (layer.backward is not None) != bidirectional:
-            expected, got = "one, the model is bidirectional", "None"
-            if not bidirectional:
-                expected, got = "None, the model is one-directional", "one"
-            raise ValueError(
-                f"{name}[{index}].backward: expected {expected}, got {got}."
-            )

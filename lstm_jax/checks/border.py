@@ -65,7 +65,7 @@ def take(name: str, value: Any, *, allow_lists: bool = False) -> Any:
         return value
     if hasattr(value, "__jax_array__"):
         return value.__jax_array__()
-    array = _read(name, value, allow_lists)
+    array = read(name, value, allow_lists=allow_lists)
     dtype = jax.dtypes.canonicalize_dtype(_native(array.dtype))
     with np.errstate(over="ignore", invalid="ignore"):
         own = np.array(array, dtype, order="C")
@@ -86,13 +86,40 @@ def take(name: str, value: Any, *, allow_lists: bool = False) -> Any:
         ) from None
 
 
+def take_leaves(name: str, tree: Any) -> Any:
+    """Takes every array in a pytree; Python numbers and what has no leaves stay.
+
+    Args:
+        name: of the pytree, for errors, which add the path to the leaf.
+        tree: the pytree.
+
+    Raises:
+        TypeError: if a leaf is neither an array nor a number.
+        ValueError: as :func:`take` does.
+    """
+    numbers = (bool, int, float, complex)
+    if all(isinstance(leaf, (jax.Array, *numbers)) for leaf in jax.tree.leaves(tree)):
+        return tree
+
+    def own(path, leaf):
+        if isinstance(leaf, numbers):
+            return leaf
+        return take(f"{name}{jax.tree_util.keystr(path)}".lstrip("."), leaf)
+
+    return jax.tree.map_with_path(own, tree)
+
+
 def _native(dtype: np.dtype) -> np.dtype:
     """The dtype in this machine's byte order."""
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def _read(name: str, value: Any, allow_lists: bool) -> np.ndarray:
-    """What NumPy can read, as it reads it."""
+def read(name: str, value: Any, *, allow_lists: bool = False) -> np.ndarray:
+    """Returns an argument as NumPy reads it, copied or not.
+
+    Raises:
+        TypeError: as :func:`take` does.
+    """
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected an array, got {type(value).__name__}, whose mask would "
@@ -117,22 +144,18 @@ def _read(name: str, value: Any, allow_lists: bool) -> np.ndarray:
 
 def _read_numbers(name: str, value: Any, allow_lists: bool) -> np.ndarray:
     """Python numbers, and lists and tuples of them."""
-    kind = type(value).__name__
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, OverflowError, jax.errors.JAXTypeError):
-        raise TypeError(
-            f"{name}: expected an array, got a {kind} that makes none: its parts "
-            "differ in shape, are no numbers, or are traced (jnp.stack joins those)."
-        ) from None
-    if array.dtype.kind not in "biufc":
-        raise TypeError(f"{name}: expected an array, got a {kind} of {array.dtype}.")
-    if not allow_lists:
-        raise TypeError(
-            f"{name}: expected an array, got {kind}. Convert it with jnp.asarray."
-        )
-    # An empty list says nothing of its dtype: NumPy's float64 is not meant.
-    return array if array.size else array.astype(np.int32)
+        array = np.empty(1, object)
+    numbers = array.dtype.kind in "biufc"
+    if numbers and allow_lists:
+        # An empty list says nothing of its dtype: NumPy's float64 is not meant.
+        return array if array.size else array.astype(np.int32)
+    hint = "Convert it with jnp.asarray."
+    if not numbers:
+        hint = "Its parts differ in shape, are traced (use jnp.stack) or no numbers."
+    raise TypeError(f"{name}: expected an array, got {type(value).__name__}. {hint}")
 
 
 def _read_tensor(name: str, tensor: Any) -> np.ndarray:

@@ -13,11 +13,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.checks import border, options
+from lstm_jax.checks import border
+from lstm_jax.convert import layers as records
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
 _MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "mul"}
+_FIELDS = ("kernel", "recurrent_kernel", "bias")
 
 
 def from_keras(
@@ -25,11 +27,20 @@ def from_keras(
 ) -> tuple[LSTM, Params]:
     """Takes over the weights of one or more Keras layers.
 
+    The model is the plain LSTM of Keras's defaults since TensorFlow 2, with the
+    sigmoid for its gates and tanh. ``LSTM`` of TensorFlow 1 and of Keras before 2.3 has
+    a *hard* sigmoid by default, which is another function, and outputs differ by some
+    hundredths: ``clip(0.2 x + 0.5, 0, 1)``, and with 1/6 in place of 0.2 since Keras 3,
+    which is ``jax.nn.hard_sigmoid``. For such a layer run the same ``params`` with
+    ``dataclasses.replace(model, gate_activation=...)``.
+
     Args:
         *layers: for each layer, first to last, what ``layer.get_weights()`` returns:
             ``kernel [I, 4H]``, ``recurrent_kernel [H, 4H]`` and, unless
             ``use_bias=False``, ``bias [4H]``; of ``Bidirectional`` those of the forward
-            layer and then those of the backward layer.
+            layer and then those of the backward layer. Those of ``CuDNNLSTM``, whose
+            bias is ``[8H]``, are taken too. Their dtype is kept (float64 where 64-bit
+            types are on).
         bidirectional: whether the layers are ``Bidirectional``.
         merge_mode: theirs: "concat", "sum", "ave" or "mul".
 
@@ -39,6 +50,7 @@ def from_keras(
 
     Raises:
         ValueError: if the number of arrays, a shape or ``merge_mode`` does not fit.
+        TypeError: if a layer is no list of floating arrays.
 
     Example:
         >>> import numpy as np, lstm_jax as lj
@@ -52,37 +64,29 @@ def from_keras(
             f"merge_mode: expected one of {', '.join(map(repr, _MERGES))}, got "
             f"{merge_mode!r}."
         )
-    directions = 2 if bidirectional else 1
-    params = tuple(
-        Directions(*_split(index, weights, directions))
-        for index, weights in enumerate(layers)
-    )
-    if not params:
+    if not layers:
         raise ValueError(
             "layers: expected the weights of at least one layer, got none."
         )
-    first = params[0].forward
-    sizes = tuple(layer.forward.recurrent_kernel.shape[0] for layer in params)
-    model = LSTM(
-        first.kernel.shape[0],
-        sizes[0] if len(set(sizes)) == 1 else sizes,
-        len(sizes),
-        bidirectional=bidirectional,
-        merge=_MERGES[merge_mode],
-        use_bias=first.bias is not None,
-    )
-    for index, (cell, layer) in enumerate(zip(model.cells, params, strict=True)):
-        for one in layer[:directions]:
-            _check(index, cell, one)
-    return model, params
+    directions = 2 if bidirectional else 1
+
+    def name_of(index, direction, field):
+        side = ("forward ", "backward ")[direction] if bidirectional else ""
+        return f"layers[{index}] {side}{field}"
+
+    taken = [_split(index, weights, directions) for index, weights in enumerate(layers)]
+    return records.build(taken, name_of, merge=_MERGES[merge_mode])
 
 
 def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
     """Returns, for each layer, what ``layer.set_weights`` takes.
 
+    The arrays are new ones that nothing else uses.
+
     Raises:
         ValueError: if the model has a projection, or is no stack of standard layers:
-            Keras has nothing else.
+            Keras has nothing else; or if ``params`` are not its own.
+        TypeError: if ``model`` is no stack.
 
     Example:
         >>> import jax, lstm_jax as lj
@@ -91,19 +95,14 @@ def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
         >>> len(weights)
         6
     """
-    options.check_exportable(model, "Keras")
-    if model.proj_size is not None:
-        raise ValueError(
-            f"proj_size: expected None, since Keras has no projection, got "
-            f"{model.proj_size}."
-        )
+    records.check_target("Keras", model, params, projection=False)
     return [
         [
-            border.give(leaf)
+            border.give(getattr(one, field))
             for one in layer
             if one is not None
-            for leaf in (one.kernel, one.recurrent_kernel, one.bias)
-            if leaf is not None
+            for field in _FIELDS
+            if getattr(one, field) is not None
         ]
         for layer in params
     ]
@@ -116,6 +115,10 @@ def state_from_keras(*states: Sequence[Any]) -> State:
         *states: for each layer ``[h, c]``, or ``[h, c, h, c]`` of ``Bidirectional``,
             forward first; each ``[B, H]``.
 
+    Raises:
+        ValueError: if there are not two or four arrays, or their shapes differ.
+        TypeError: if one is no array.
+
     Example:
         >>> import numpy as np, lstm_jax as lj
         >>> state = lj.convert.state_from_keras([np.zeros((4, 5)), np.ones((4, 5))])
@@ -124,15 +127,23 @@ def state_from_keras(*states: Sequence[Any]) -> State:
     """
     layers = []
     for index, arrays in enumerate(states):
-        if len(arrays) not in (2, 4):
+        if len(arrays) not in (2, 4) or hasattr(arrays, "shape"):
+            got = f"{len(arrays)} arrays"
+            if hasattr(arrays, "shape"):
+                got = f"one array of shape {list(np.shape(arrays))}"
             raise ValueError(
-                f"states[{index}]: expected [h, c] or [h, c, h, c], got {len(arrays)} "
-                "arrays."
+                f"states[{index}]: expected [h, c] or [h, c, h, c], got {got}."
             )
-        pairs = [jnp.asarray(array) for array in arrays]
-        layers.append(
-            Directions(*(LSTMState(*pairs[n : n + 2]) for n in range(0, len(pairs), 2)))
-        )
+        name = f"states[{index}]"
+        taken = [border.take(f"{name}[{n}]", one) for n, one in enumerate(arrays)]
+        for n, one in enumerate(taken):
+            if one.shape != taken[0].shape:
+                raise ValueError(
+                    f"{name}[{n}]: expected shape {list(taken[0].shape)}, as "
+                    f"{name}[0] has, got {list(one.shape)}."
+                )
+        pairs = [LSTMState(*taken[n : n + 2]) for n in range(0, len(taken), 2)]
+        layers.append(Directions(*pairs))
     return tuple(layers)
 
 
@@ -146,38 +157,76 @@ def state_to_keras(state: State) -> list[list[Array]]:
         [(4, 5), (4, 5)]
     """
     return [
-        [leaf for one in layer if one is not None for leaf in one] for layer in state
+        [leaf for one in layer if one is not None for leaf in one]
+        for layer in border.take_leaves("state", state)
     ]
 
 
-def _split(index: int, weights: Sequence[Any], directions: int) -> list[LSTMParams]:
-    """The arrays of one layer as one set of parameters a direction."""
+def _split(index: int, weights: Any, directions: int) -> list[LSTMParams]:
+    """The arrays of one layer as one record a direction."""
+    _check_list(index, weights)
     each, left = divmod(len(weights), directions)
     if left or each not in (2, 3):
         raise ValueError(
             f"layers[{index}]: expected {2 * directions} or {3 * directions} arrays "
             f"(kernel, recurrent_kernel and, with use_bias, bias"
             f"{', forward then backward' if directions == 2 else ''}), got "
-            f"{len(weights)}. Six arrays are those of a Bidirectional layer: pass "
-            "bidirectional=True."
+            f"{len(weights)}. {_count_hint(weights, directions)}".rstrip()
         )
-    arrays = [jnp.asarray(array) for array in weights]
-    return [LSTMParams(*arrays[n : n + each]) for n in range(0, len(arrays), each)]
+    arrays = [
+        border.take(f"layers[{index}][{n}]", array) for n, array in enumerate(weights)
+    ]
+    return [
+        _from_cudnn(LSTMParams(*arrays[n : n + each]))
+        for n in range(0, len(arrays), each)
+    ]
 
 
-def _check(index: int, cell: Any, params: LSTMParams) -> None:
-    gates = 4 * cell.hidden_size
-    expected = {
-        "kernel": ("[I, 4H]", (cell.input_size, gates)),
-        "recurrent_kernel": ("[H, 4H]", (cell.hidden_size, gates)),
-        "bias": ("[4H]", (gates,) if cell.use_bias else None),
-    }
-    for name, (letters, shape) in expected.items():
-        value = getattr(params, name)
-        got = None if value is None else value.shape
-        if got != shape:
-            raise ValueError(
-                f"layers[{index}] {name}: expected shape {letters} = {shape}, got "
-                f"{got}. A GRU has 3H columns; a layer after a Bidirectional one has "
-                "twice the inputs."
-            )
+def _check_list(index: int, weights: Any) -> None:
+    if isinstance(weights, (list, tuple)):
+        return
+    got, hint = type(weights).__name__, ""
+    if hasattr(weights, "get_weights"):
+        hint = "Pass layer.get_weights()."
+    elif hasattr(weights, "shape"):
+        got = f"one array of shape {list(weights.shape)}"
+        hint = "Each layer's arrays are one argument: from_keras(layer.get_weights())."
+    raise TypeError(
+        f"layers[{index}]: expected a list of arrays, got {got}. {hint}".rstrip()
+    )
+
+
+def _count_hint(weights: Sequence[Any], directions: int) -> str:
+    """The likely mistake, where numbers and shapes of the arrays show it."""
+    half, left = divmod(len(weights), 2)
+    if directions == 2 or left or half not in (2, 3):
+        return ""
+    if np.shape(weights[0]) == np.shape(weights[half]):
+        return "These are a Bidirectional layer's: pass bidirectional=True."
+    return "These are two layers': pass a list for each."
+
+
+def _from_cudnn(one: LSTMParams) -> LSTMParams:
+    """The weights of ``CuDNNLSTM`` as those of ``LSTM``, all others as they are.
+
+    cuDNN's own layout shows through: gate by gate, the memory of the input weights is
+    that of ``[H, I]``, the recurrent weights are transposed, and there are two biases
+    that are only ever added.
+    """
+    kernel, recurrent, bias = one.kernel, one.recurrent_kernel, one.bias
+    if bias is None or kernel.ndim != 2 or recurrent.ndim != 2:
+        return one
+    (inputs, columns), hidden = kernel.shape, recurrent.shape[0]
+    if recurrent.shape != (hidden, 4 * hidden) or bias.shape != (8 * hidden,):
+        return one
+    if columns != 4 * hidden:
+        return one
+    gates = jnp.moveaxis(kernel.reshape(inputs, 4, hidden), 1, 0)
+    gates = gates.reshape(4, hidden, inputs)
+    return LSTMParams(
+        kernel=jnp.moveaxis(gates, 2, 0).reshape(inputs, columns),
+        recurrent_kernel=recurrent.reshape(hidden, 4, hidden).T.reshape(
+            hidden, columns
+        ),
+        bias=bias.reshape(2, columns).sum(0),
+    )

@@ -61,8 +61,28 @@ class Vocabulary:
         return np.array([table[character] for character in text], np.int32)
 
     def decode(self, tokens: np.ndarray | list[int]) -> str:
-        """Returns the text that the numbers stand for."""
-        return "".join(self.characters[int(token)] for token in tokens)
+        """Returns the text that the numbers, ``[T]``, stand for.
+
+        Raises:
+            ValueError: if a number is no character's.
+            TypeError: if they are no integers.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1:
+            raise ValueError(
+                f"tokens: expected shape [T], got {list(tokens.shape)}. Decode row by "
+                "row."
+            )
+        if not tokens.size:
+            return ""
+        if tokens.dtype.kind not in "iu":
+            raise TypeError(f"tokens: expected integers, got {tokens.dtype}.")
+        if tokens.min() < 0 or tokens.max() >= len(self):
+            raise ValueError(
+                f"tokens: expected numbers from 0 to {len(self) - 1}, got "
+                f"{tokens.min()} to {tokens.max()}."
+            )
+        return "".join(self.characters[token] for token in tokens.tolist())
 
 
 def stream_batches(
@@ -88,11 +108,11 @@ def stream_batches(
         window: T, steps in one batch.
 
     Yields:
-        ``(inputs, targets)``, ``[B, T]`` each.
+        ``(inputs, targets)``, ``[B, T]`` each, new arrays that nothing else uses.
 
     Raises:
-        ValueError: if there are too few tokens for one batch, or a size is not
-            positive.
+        ValueError: if there are too few tokens for one batch, they are no single
+            stream, or a size is not positive.
         TypeError: if a size is not an integer.
 
     Example:
@@ -104,6 +124,11 @@ def stream_batches(
     """
     options.check_positive("batch_size", batch_size)
     options.check_positive("window", window)
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 1:
+        raise ValueError(
+            f"tokens: expected one stream of shape [N], got {list(tokens.shape)}."
+        )
     row = len(tokens) // batch_size
     windows = (row - 1) // window
     if windows < 1:
@@ -111,7 +136,7 @@ def stream_batches(
             f"tokens: expected at least batch_size * (window + 1) = {batch_size} * "
             f"{window + 1} = {batch_size * (window + 1)}, got {len(tokens)}."
         )
-    return _windows(np.asarray(tokens)[: batch_size * row], batch_size, window, windows)
+    return _windows(tokens[: batch_size * row], batch_size, window, windows)
 
 
 def _windows(
@@ -120,4 +145,4 @@ def _windows(
     rows = tokens.reshape(batch_size, -1)
     for start in range(0, windows * window, window):
         stop = start + window
-        yield rows[:, start:stop], rows[:, start + 1 : stop + 1]
+        yield rows[:, start:stop].copy(), rows[:, start + 1 : stop + 1].copy()

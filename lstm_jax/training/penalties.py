@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks.border import take
 from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.types import Array, PyTree
 
@@ -37,6 +38,7 @@ def activation_penalty(ys: Array, mask: Array | None = None) -> Array:
     References:
         Merity et al. 2017, arXiv:1708.02182, section 4.6.
     """
+    ys = take("ys", ys)
     shapes.check_array("ys", ys)
     mask = _checked_mask(ys, mask)
     return _mean(jnp.square(_counted(_widened(ys), mask)), mask)
@@ -70,6 +72,7 @@ def temporal_activation_penalty(
     References:
         Merity et al. 2017, arXiv:1708.02182, section 4.6.
     """
+    ys = take("ys", ys)
     shapes.check_array("ys", ys)
     if len(ys.shape) < 2:
         raise ValueError(f"ys: expected shape [*batch, T, H], got {list(ys.shape)}.")
@@ -125,10 +128,12 @@ def _total(params: PyTree, of: Any) -> Array:
     leaves, _ = jax.tree.flatten_with_path(params)
     if not leaves:
         raise ValueError("params: expected at least one array, got none.")
-    for path, leaf in leaves:
-        shapes.check_array(f"params{jax.tree_util.keystr(path)}", leaf)
-    wide = max((accumulation_dtype(leaf.dtype) for _, leaf in leaves), key=_size)
-    sums = [jnp.sum(of(jnp.asarray(leaf, wide))) for _, leaf in leaves]
+    named = {f"params{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
+    arrays = [take(name, leaf) for name, leaf in named.items()]
+    for name, array in zip(named, arrays, strict=True):
+        shapes.check_array(name, array)
+    wide = max((accumulation_dtype(array.dtype) for array in arrays), key=_size)
+    sums = [jnp.sum(of(array.astype(wide))) for array in arrays]
     return jnp.sum(jnp.stack(sums))
 
 
@@ -137,15 +142,16 @@ def _size(dtype: jnp.dtype) -> int:
 
 
 def _widened(ys: Array) -> Array:
-    return jnp.asarray(ys, accumulation_dtype(ys.dtype))
+    return ys.astype(accumulation_dtype(ys.dtype))
 
 
 def _checked_mask(ys: Array, mask: Array | None) -> Array | None:
     if mask is None:
         return None
+    mask = take("mask", mask)
     shapes.check_array("mask", mask, jnp.bool_)
     shapes.check_shape("mask", "of ys but the last axis", ys.shape[:-1], mask)
-    return jnp.asarray(mask)
+    return mask
 
 
 def _counted(values: Array, mask: Array | None) -> Array:

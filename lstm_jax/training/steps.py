@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
+from lstm_jax.checks import border
+from lstm_jax.training import contract
+from lstm_jax.training.contract import LossFn
 from lstm_jax.types import Array, PyTree
 
-LossFn = Callable[[PyTree, PyTree, Any, Array], tuple[Array, tuple[PyTree, PyTree]]]
-TrainStep = Callable[["TrainState", Any, Array], tuple["TrainState", PyTree]]
+TrainStep = Callable[["TrainState", Any, Any], tuple["TrainState", PyTree]]
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes.
+    """Everything that training changes; :func:`save_weights` writes it as it is.
 
     Attributes:
         params: the parameters.
@@ -34,8 +38,13 @@ class TrainState(NamedTuple):
 def create(
     params: PyTree, tx: optax.GradientTransformation, carry: PyTree
 ) -> TrainState:
-    """Returns the state before the first step."""
-    return TrainState(params, tx.init(params), carry, jnp.zeros((), jnp.int32))
+    """Returns the state before the first step.
+
+    Arrays that share memory, as tied parameters or those that an optimizer keeps as
+    they are, are copied apart: a step uses each buffer again for what comes out of it.
+    """
+    state = TrainState(params, tx.init(params), carry, jnp.zeros((), jnp.int32))
+    return _apart(border.take_leaves("", state))
 
 
 def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> TrainStep:
@@ -47,13 +56,21 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> TrainS
 
     Args:
         loss_fn: ``loss_fn(params, carry, batch, key) -> (loss, (carry, metrics))``, the
-            loss a scalar, the carry of the same structure as the one that came.
+            loss a scalar, the carry of the same structure as the one that came. Where
+            nothing is carried it is ``()``, where there are no metrics ``{}``.
         tx: an Optax gradient transformation.
 
     Returns:
-        ``train_step(state, batch, key) -> (state, metrics)``. The buffers of the state
-        that goes in are used again for the one that comes out (donated): keep no
-        reference to it.
+        ``train_step(state, batch, key) -> (state, metrics)``; batch and key may be
+        None. The buffers of the state that goes in are used again for the one that
+        comes out (donated): keep no reference to it. Those of a NumPy batch are copied
+        before the call is back, so that a loader may fill them again.
+
+    Raises:
+        TypeError: if ``loss_fn`` does not take four arguments or, at the first step,
+            does not return two pairs.
+        ValueError: at the first step, if the loss is no scalar or the carry that comes
+            back has another structure.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, lstm_jax as lj
@@ -70,12 +87,39 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> TrainS
         >>> int(state.step)
         1
     """
+    contract.check_loss_fn(loss_fn)
 
-    def train_step(state, batch, key):
-        grad_fn = jax.grad(loss_fn, has_aux=True)
+    @functools.partial(jax.jit, donate_argnums=0)
+    def jitted(state, batch, key):
+        loss = functools.partial(contract.call, loss_fn)
+        grad_fn = jax.grad(loss, has_aux=True)
         grads, (carry, metrics) = grad_fn(state.params, state.carry, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, carry, state.step + 1), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    def train_step(state, batch, key):
+        state, batch = (
+            border.take_leaves(name, tree)
+            for name, tree in (("state", state), ("batch", batch))
+        )
+        return jitted(state, batch, key)
+
+    return train_step
+
+
+def _apart(tree: PyTree) -> PyTree:
+    """Copies what shares its memory with an earlier leaf."""
+    seen = set()
+
+    def own(leaf):
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+            return leaf
+        where = {
+            shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards
+        }
+        shared = bool(where & seen)
+        seen.update(where)
+        return jnp.copy(leaf) if shared else leaf
+
+    return jax.tree.map(own, tree)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.checks import options
+from lstm_jax.checks import border, options
 from lstm_jax.numerics import accumulation_dtype
-from lstm_jax.training.steps import LossFn
+from lstm_jax.training import contract
+from lstm_jax.training.contract import Loss, LossFn
 from lstm_jax.types import Array, PyTree
 
 ValueAndGrad = Callable[..., tuple[tuple[Array, tuple[PyTree, PyTree]], PyTree]]
@@ -66,11 +67,13 @@ def truncated_value_and_grad(
     Returns:
         ``value_and_grad(params, carry, batch, key=None) -> ((loss, (carry, metrics)),
         grads)``, as of ``jax.value_and_grad(loss_fn, has_aux=True)``. The loss is the
-        sum over the pieces, as are the gradients; the carry is the one after the last
-        step; the metrics are stacked, in order of time, on a new first axis, one row
-        for each piece: for each window, or where ``depth`` is smaller, for each of its
-        one or two parts. Like ``jax.value_and_grad`` it is not jitted: wrap it, or the
-        step around it, in ``jax.jit``.
+        *sum* over the pieces, as are the gradients: where ``loss_fn`` returns the mean
+        over its piece, both grow with the number of windows, and have to be divided by
+        it, or ``loss_fn`` by the steps of the whole sequence. The carry is the one
+        after the last step; the metrics are stacked, in order of time, on a new first
+        axis, one row for each piece: for each window, or where ``depth`` is smaller,
+        for each of its one or two parts. Like ``jax.value_and_grad`` it is not jitted:
+        wrap it, or the step around it, in ``jax.jit``.
 
     Raises:
         ValueError: if a size is not positive, or ``depth`` is greater than ``window``
@@ -78,7 +81,8 @@ def truncated_value_and_grad(
             not as many steps as the others (lengths have no time axis: make them a
             mask), the carry changes, or the metrics of a shorter piece have another
             shape.
-        TypeError: if a size is not an integer.
+        TypeError: if a size is not an integer, or ``loss_fn`` takes or returns
+            something else.
 
     Example:
         >>> import jax, jax.numpy as jnp, lstm_jax as lj
@@ -98,6 +102,7 @@ def truncated_value_and_grad(
         Williams and Peng 1990, doi:10.1162/neco.1990.2.4.490, whose BPTT(h; h') has
         ``depth`` h and ``window`` h'.
     """
+    contract.check_loss_fn(loss_fn)
     options.check_positive("window", window)
     depth = window if depth is None else depth
     options.check_positive("depth", depth)
@@ -113,6 +118,10 @@ def truncated_value_and_grad(
         )
 
     def value_and_grad(params, carry, batch, key=None):
+        params, carry, batch = (
+            border.take_leaves(name, tree)
+            for name, tree in (("params", params), ("carry", carry), ("batch", batch))
+        )
         length = _check_batch(batch, time_axis)
         sequence = _Sequence(
             loss_fn, batch, key, length, window, depth, time_axis, fold_key
@@ -140,18 +149,14 @@ class _Sequence(NamedTuple):
         windows = -(-self.length // self.window)
         return min(max(self.depth // self.window, 1), windows) - 1
 
-    def loss(
-        self, params: PyTree, carry: PyTree, start: Any, size: int
-    ) -> tuple[Array, tuple[PyTree, PyTree]]:
+    def loss(self, params: PyTree, carry: PyTree, start: Any, size: int) -> Loss:
         """What ``loss_fn`` returns for the ``size`` steps from ``start`` on."""
         piece = jax.tree.map(
             lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, self.time_axis),
             self.batch,
         )
         key = self._key_of(start)
-        loss, (after, metrics) = self.loss_fn(params, carry, piece, key)
-        _check_carry(carry, after)
-        return loss, (after, metrics)
+        return contract.call(self.loss_fn, params, carry, piece, key, exact=True)
 
     def _key_of(self, start: Any) -> Any:
         if self.key is None or not self.fold_key:
@@ -273,22 +278,3 @@ def _check_batch(batch: PyTree, time_axis: int) -> int:
                 f"has, got shape {list(shape)}."
             )
     return length
-
-
-def _check_carry(before: PyTree, after: PyTree) -> None:
-    expected, structure = jax.tree.flatten_with_path(before)
-    actual, got = jax.tree.flatten(after)
-    if structure != got:
-        raise ValueError(
-            "carry: expected loss_fn to return one of the structure it was given, "
-            f"{structure}, got {got}. Start from a state such as "
-            "model.zero_state(batch_shape), not from None."
-        )
-    for (path, old), new in zip(expected, actual, strict=True):
-        old, new = jax.typeof(old), jax.typeof(new)
-        if (old.shape, old.dtype) != (new.shape, new.dtype):
-            raise ValueError(
-                f"carry{jax.tree_util.keystr(path)}: expected loss_fn to return "
-                f"{old.dtype} {list(old.shape)}, as it was given, got {new.dtype} "
-                f"{list(new.shape)}."
-            )

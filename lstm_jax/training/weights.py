@@ -1,4 +1,4 @@
-"""Parameters on disk, in the safetensors format."""
+"""Pytrees of arrays on disk, in the safetensors format."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lstm_jax.checks import border
 from lstm_jax.types import PyTree
 
 _INSTALL = 'needs safetensors: pip install "lstm_jax[examples]"'
+_DTYPES = {
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64"),
+}
+# Python's numbers, and how they are written.
+_NUMBERS = {bool: np.bool_, int: np.int64, float: np.float64}
 
 
 def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
     """Writes a pytree of arrays; other frameworks can read the file too.
+
+    Any pytree will do: parameters, or a whole :class:`TrainState`, so that training can
+    go on from the file. Besides arrays of JAX and NumPy its leaves may be Python's
+    numbers, kept in 64 bits, and random keys, kept as the integers they are made of,
+    under a name that tells their kind.
 
     Args:
         path: the file; one that is there is replaced in one move.
@@ -23,14 +35,27 @@ def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
             ``['lstm'][0].forward.kernel``.
 
     Raises:
+        TypeError: if a leaf is something else, such as a string.
+        ValueError: if a leaf has a dtype that the format has not, or a number does not
+            fit in 64 bits.
         ImportError: if safetensors is not installed.
+
+    Example:
+        >>> import pathlib, tempfile, jax, lstm_jax as lj
+        >>> from lstm_jax import training
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
+        >>> params = lj.LSTM(3, 5).init(jax.random.key(0))
+        >>> training.save_weights(path, {"params": params, "epoch": 3})
+        >>> like = {"params": jax.eval_shape(lambda: params), "epoch": 0}
+        >>> training.load_weights(path, like)["epoch"]
+        3
     """
     try:
         from safetensors.numpy import save_file
     except ImportError as error:
         raise ImportError(f"save_weights {_INSTALL}") from error
+    arrays = {name: _stored(name, leaf) for name, leaf in _named(params).items()}
     partial = f"{os.fspath(path)}.partial"
-    arrays = {name: border.give(leaf) for name, leaf in _named(params).items()}
     save_file(arrays, partial)
     os.replace(partial, path)
 
@@ -41,15 +66,18 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     Args:
         path: the file.
         like: a pytree of the same structure and shapes, such as
-            ``jax.eval_shape(model.init, key)``.
+            ``jax.eval_shape(model.init, key)``, or for a whole :class:`TrainState`
+            ``jax.eval_shape(lambda: training.create(params, tx, carry))``.
 
     Returns:
-        The parameters, in the structure of ``like``.
+        The pytree, in the structure of ``like``. Where that has a NumPy array or a
+        Python number, so has this; everything else is JAX's.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no safetensors file, or holds other names, shapes or dtypes
             than ``like``.
+        TypeError: if a leaf of ``like`` has no shape and is no number.
         ImportError: if safetensors is not installed.
     """
     try:
@@ -58,29 +86,111 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         raise ImportError(f"load_weights {_INSTALL}") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{os.fspath(path)}: no such file.")
+    expected = _named(like)
     try:
-        with safe_open(path, framework="flax") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        with safe_open(path, framework="np") as file:
+            _check_names(path, set(file.keys()), set(expected))
+            arrays = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise ValueError(f"{os.fspath(path)}: no safetensors file: {error}") from error
-    expected = _named(like)
-    if set(arrays) != set(expected):
-        raise ValueError(
-            f"{os.fspath(path)}: expected other weights; missing "
-            f"{sorted(set(expected) - set(arrays))}, unknown "
-            f"{sorted(set(arrays) - set(expected))}."
-        )
-    for name, leaf in expected.items():
-        got = arrays[name]
-        if (got.shape, got.dtype) != (leaf.shape, leaf.dtype):
-            raise ValueError(
-                f"{os.fspath(path)}: {name}: expected {leaf.dtype} {list(leaf.shape)}, "
-                f"got {got.dtype} {list(got.shape)}."
-            )
-    leaves = [jnp.asarray(arrays[name]) for name in expected]
+    leaves = [
+        _restored(f"{os.fspath(path)}: {name}", arrays[name], leaf)
+        for name, leaf in expected.items()
+    ]
     return jax.tree.structure(like).unflatten(leaves)
 
 
+def _check_names(path: Any, got: set[str], expected: set[str]) -> None:
+    if got != expected:
+        raise ValueError(
+            f"{os.fspath(path)}: expected other weights; missing "
+            f"{sorted(expected - got)}, unknown {sorted(got - expected)}."
+        )
+
+
 def _named(tree: PyTree) -> dict[str, Any]:
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    """The leaves by name; those of keys tell their kind, which shapes do not."""
+    named = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = jax.tree_util.keystr(path)
+        if _is_key(leaf):
+            name += f"<{leaf.dtype}>"
+        if name in named:
+            raise ValueError(f"params: two leaves have the name {name!r}.")
+        named[name] = leaf
+    return named
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(leaf: Any) -> Any:
+    """The generator of a key, or of what stands for one in ``like``."""
+    impls = []
+
+    def ask(key):
+        impls.append(jax.random.key_impl(key))
+        return key
+
+    jax.eval_shape(ask, leaf)
+    return impls[0]
+
+
+def _stored(name: str, leaf: Any) -> np.ndarray:
+    """What is written for a leaf."""
+    if type(leaf) in _NUMBERS:
+        try:
+            return np.asarray(leaf, _NUMBERS[type(leaf)])
+        except OverflowError:
+            raise ValueError(
+                f"params{name}: expected an integer of 64 bits, got {leaf}."
+            ) from None
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    elif not isinstance(leaf, (np.ndarray, np.generic)):
+        leaf = border.take(f"params{name}", leaf)
+    array = border.give(leaf)
+    if array.dtype.name not in _DTYPES:
+        raise ValueError(
+            f"params{name}: expected a dtype that the file format has, "
+            f"{', '.join(sorted(_DTYPES))}, got {array.dtype}."
+        )
+    return array
+
+
+def _restored(where: str, array: np.ndarray, leaf: Any) -> Any:
+    """An array of the file as the kind of leaf that is there in ``like``."""
+    spec = _spec(where, leaf)
+    if (array.shape, array.dtype) != (spec.shape, spec.dtype):
+        raise ValueError(
+            f"{where}: expected {spec.dtype} {list(spec.shape)}, got {array.dtype} "
+            f"{list(array.shape)}."
+        )
+    if type(leaf) in _NUMBERS:
+        return array.item()
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return border.give(array)
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        raise ValueError(
+            f"{where}: is {array.dtype}, which JAX has not while 64-bit types are off: "
+            "jax.enable_x64 turns them on."
+        )
+    own = border.take(where, array)
+    if not _is_key(leaf):
+        return own
+    return jax.random.wrap_key_data(own, impl=_key_impl(leaf))
+
+
+def _spec(where: str, leaf: Any) -> Any:
+    """The shape and dtype that are written for a leaf of ``like``."""
+    if type(leaf) in _NUMBERS:
+        return jax.ShapeDtypeStruct((), np.dtype(_NUMBERS[type(leaf)]))
+    if _is_key(leaf):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        raise TypeError(
+            f"{where}: expected an array, its shape or a number in like, got "
+            f"{type(leaf).__name__}."
+        )
+    return jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype).newbyteorder("="))

@@ -1,5 +1,7 @@
 """Parity with Keras's LSTM and Bidirectional from the same weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -126,6 +128,46 @@ def test_go_backwards_is_reverse_in_processing_order():
     _, (params,) = lj.convert.from_keras(layer.get_weights())
     _, ys = lj.lstm(params.forward, xs, reverse=True)
     assert_close(jnp.flip(ys, 1), call(layer, xs))
+
+
+HARD = {
+    "since Keras 3": ("hard_sigmoid", jax.nn.hard_sigmoid, 2 / 3),
+    "before": (
+        lambda x: keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0),
+        lambda x: jnp.clip(0.2 * x + 0.5, 0.0, 1.0),
+        0.7,
+    ),
+}
+
+
+@pytest.mark.parametrize(("theirs", "ours", "at_one"), HARD.values(), ids=HARD)
+def test_hard_sigmoids_are_options_of_the_model(theirs, ours, at_one):
+    np.testing.assert_allclose(ours(1.0), at_one, rtol=1e-6)
+    layer = build(
+        keras.layers.LSTM(H, return_sequences=True, recurrent_activation=theirs)
+    )
+    xs = normal(1, (B, T, I))
+    expected = call(layer, xs)
+    plain, params = lj.convert.from_keras(layer.get_weights())
+    model = dataclasses.replace(plain, gate_activation=ours)
+    assert_close(model.apply(params, xs)[1], expected)
+    _, others = plain.apply(params, xs)
+    assert np.abs(others - expected).max() > 1e-2
+
+
+def test_a_layer_and_a_gru_are_refused():
+    layer = build(keras.layers.LSTM(H))
+    with pytest.raises(TypeError, match=r"got LSTM\. Pass layer\.get_weights\(\)"):
+        lj.convert.from_keras(layer)
+    with pytest.raises(ValueError, match="look like the weights of a GRU"):
+        lj.convert.from_keras(build(keras.layers.GRU(H)).get_weights())
+
+
+def test_variables_are_taken_as_their_arrays():
+    layer = build(keras.layers.LSTM(H))
+    expected = lj.convert.from_keras(layer.get_weights())[1]
+    _, params = lj.convert.from_keras(layer.weights)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def test_stack_agrees_and_weights_round_trip():

@@ -131,8 +131,115 @@ def test_module_inside_a_larger_one_is_found_by_its_prefix():
     )
     model, _ = lj.convert.from_torch(net.state_dict(), prefix="rnn.")
     assert (model.input_size, model.hidden_size) == (I, H)
-    with pytest.raises(ValueError, match=r"weight_ih_l0 is missing.*out, rnn.*prefix"):
+    with pytest.raises(ValueError, match=r"is missing. It is there with prefix='rnn.'"):
         lj.convert.from_torch(net.state_dict())
+    wrapped = torch.nn.DataParallel(net).state_dict()
+    with pytest.raises(ValueError, match=r"It is there with prefix='module.rnn.'"):
+        lj.convert.from_torch(wrapped, prefix="rnn.")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.DataParallel, torch.compile], ids=["DataParallel", "compile"]
+)
+def test_what_wraps_a_module_is_seen_through(wrap):
+    module = torch.nn.LSTM(I, H)
+    model, params = lj.convert.from_torch(wrap(module).state_dict())
+    expected = lj.convert.from_torch(module.state_dict())
+    assert model == expected[0]
+    jax.tree.map(np.testing.assert_array_equal, params, expected[1])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("prefix", ["", "cells.1."])
+def test_a_cell_takes_the_same_step(prefix, bias):
+    torch.manual_seed(3)
+    cells = torch.nn.ModuleList(
+        [torch.nn.LSTMCell(2, I), torch.nn.LSTMCell(I, H, bias)]
+    )
+    net = torch.nn.ModuleDict({"cells": cells}) if prefix else cells[1]
+    model, params = lj.convert.from_torch(net.state_dict(), prefix=prefix)
+    assert (model.input_size, model.hidden_size, model.num_layers) == (I, H, 1)
+    x, h, c = torch.randn(4, I), torch.randn(4, H), torch.randn(4, H)
+    with torch.no_grad():
+        expected = cells[1](x, (h, c))
+    state = lj.convert.state_from_torch(model, h[None], c[None])
+    state, y = model.step(params, state, to_jax(x))
+    assert_close((state[0].forward.h, state[0].forward.c), tuple(map(to_jax, expected)))
+    assert_close(y, to_jax(expected[0]))
+
+
+class WeightDrop(torch.nn.Module):
+    """Keeps a recurrent weight beside the module that it puts a dropped copy into."""
+
+    def __init__(self, module, name="weight_hh_l0"):
+        super().__init__()
+        self.module = module
+        raw = module.get_parameter(name).detach().clone()
+        self.register_parameter(f"{name}_raw", torch.nn.Parameter(raw))
+        with torch.no_grad():
+            module.get_parameter(name).mul_(torch.rand(4 * H, 1) < 0.5).mul_(2)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weight_drop_runs_as_the_raw_weight(prefix):
+    torch.manual_seed(4)
+    plain = torch.nn.LSTM(I, H)
+    dropped = torch.nn.LSTM(I, H)
+    dropped.load_state_dict(plain.state_dict())
+    state_dict = WeightDrop(dropped).state_dict()
+    model, params = lj.convert.from_torch(state_dict, prefix=prefix)
+    xs = torch.randn(T, 4, I)
+    with torch.no_grad():
+        expected, _ = plain(xs)
+        other, _ = dropped(xs)
+    assert not torch.allclose(expected, other, atol=1e-2)
+    _, ys = model.apply(params, to_jax(xs), time_major=True)
+    assert_close(ys, to_jax(expected))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_other_forms_of_weights_are_named():
+    norm = torch.nn.utils.parametrizations.weight_norm
+    parametrize = torch.nn.utils.parametrize
+    new = norm(torch.nn.LSTM(I, H), "weight_hh_l0")
+    with pytest.raises(ValueError, match=r"are parametrized: .*remove_parametrization"):
+        lj.convert.from_torch(new.state_dict())
+    parametrize.remove_parametrizations(new, "weight_hh_l0")
+    old = torch.nn.utils.weight_norm(torch.nn.LSTM(I, H), "weight_ih_l0")
+    with pytest.raises(ValueError, match=r"weight_ih_l0_v are normalised: .*remove_w"):
+        lj.convert.from_torch(old.state_dict())
+    torch.nn.utils.remove_weight_norm(old, "weight_ih_l0")
+    for module in (new, old):
+        _, params = lj.convert.from_torch(module.state_dict())
+        np.testing.assert_array_equal(
+            params[0].forward.kernel, to_jax(module.weight_ih_l0).T
+        )
+
+
+def test_a_module_is_no_state_dict():
+    with pytest.raises(TypeError, match=r"got LSTM\. Pass module\.state_dict\(\)"):
+        lj.convert.from_torch(torch.nn.LSTM(I, H))
+
+
+def test_exported_weights_are_taken_without_a_copy_or_a_warning():
+    model = lj.LSTM(I, H, bidirectional=True)
+    params = random_like(5, model.init(jax.random.key(0)))
+    weights = lj.convert.to_torch(model, params)
+    module = torch.nn.LSTM(I, H, bidirectional=True)
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
+    back = lj.convert.from_torch(module.state_dict())[1]
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    weights = lj.convert.to_torch(model, half)
+    module.bfloat16().load_state_dict(
+        {
+            k: torch.from_numpy(v.astype("float32")).bfloat16()
+            for k, v in weights.items()
+        }
+    )
+    back = lj.convert.from_torch(module.state_dict())[1]
+    jax.tree.map(np.testing.assert_array_equal, back, half)
 
 
 def test_bfloat16_weights_keep_their_dtype():
@@ -147,5 +254,6 @@ def test_bfloat16_weights_keep_their_dtype():
 
 @pytest.mark.parametrize(("kind", "words"), [("GRU", "a GRU"), ("RNN", "a plain RNN")])
 def test_other_modules_are_refused(kind, words):
-    with pytest.raises(ValueError, match=f"look like the weights of {words}"):
-        lj.convert.from_torch(getattr(torch.nn, kind)(I, H).state_dict())
+    for module in (kind, f"{kind}Cell"):
+        with pytest.raises(ValueError, match=f"look like the weights of {words}"):
+            lj.convert.from_torch(getattr(torch.nn, module)(I, H).state_dict())

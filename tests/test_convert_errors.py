@@ -1,0 +1,330 @@
+"""Converters: what they refuse, and in which words."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import lstm_jax as lj
+from tests.common import random_like
+
+
+def build(options):
+    model = lj.LSTM(3, 5, **options)
+    return model, random_like(1, model.init(jax.random.key(0)))
+
+
+def torch_weights(**changes):
+    model, params = build({})
+    return {**lj.convert.to_torch(model, params), **changes}
+
+
+def without(*names, **options):
+    model, params = build(options)
+    weights = lj.convert.to_torch(model, params)
+    return {name: value for name, value in weights.items() if name not in names}
+
+
+def gates(count):
+    """The weights of a torch module with another number of gates."""
+    return {
+        "weight_ih_l0": np.ones((count * 5, 3)),
+        "weight_hh_l0": np.ones((count * 5, 5)),
+        "bias_ih_l0": np.ones(count * 5),
+        "bias_hh_l0": np.ones(count * 5),
+    }
+
+
+class Module:
+    def state_dict(self):
+        return {}
+
+
+class Layer:
+    def get_weights(self):
+        return []
+
+
+from_torch, from_keras = lj.convert.from_torch, lj.convert.from_keras
+CASES = {
+    "nothing": (
+        lambda: from_torch({}),
+        "state_dict: weight_ih_l0 is missing. Names begin with nothing; the prefix is "
+        "''.",
+    ),
+    "no such names": (
+        lambda: from_torch({"conv.weight": np.ones(2)}, prefix="lstm."),
+        "state_dict: lstm.weight_ih_l0 is missing. Names begin with conv; the prefix "
+        "is 'lstm.'.",
+    ),
+    "no prefix": (
+        lambda: from_torch({"rnn.weight_ih_l0": np.ones((20, 3))}),
+        "state_dict: weight_ih_l0 is missing. It is there with prefix='rnn.'.",
+    ),
+    "wrapped outside the prefix": (
+        lambda: from_torch(
+            {f"module.rnn.{k}": v for k, v in torch_weights().items()}, prefix="rnn."
+        ),
+        "state_dict: rnn.weight_ih_l0 is missing. It is there with "
+        "prefix='module.rnn.'.",
+    ),
+    "several cells": (
+        lambda: from_torch(
+            {f"{n}.{k[:-3]}": v for n in (1, 0) for k, v in torch_weights().items()}
+        ),
+        "It is there with prefix='0.' or '1.'.",
+    ),
+    "a checkpoint": (
+        lambda: from_torch({"epoch": 1, "model": torch_weights()}),
+        "state_dict: weight_ih_l0 is missing. It is in the dict under 'model': pass",
+    ),
+    "normalised": (
+        lambda: from_torch(
+            without("weight_hh_l0")
+            | {"weight_hh_l0_g": np.ones((20, 1)), "weight_hh_l0_v": np.ones((20, 5))}
+        ),
+        "state_dict: weight_hh_l0 is missing. Weights such as weight_hh_l0_v are "
+        "normalised: call torch.nn.utils.remove_weight_norm(lstm, name), and then",
+    ),
+    "parametrized": (
+        lambda: from_torch(
+            {"parametrizations.weight_ih_l0.original": np.ones((20, 3))}
+        ),
+        "Weights such as parametrizations.weight_ih_l0.original are parametrized: call",
+    ),
+    "quantized": (
+        lambda: from_torch({"_all_weight_values.0.param": object()}),
+        "Weights such as _all_weight_values.0.param are quantized: take the LSTM as it",
+    ),
+    "two of a name": (
+        lambda: from_torch(torch_weights() | {"module.bias_ih_l0": np.ones(20)}),
+        "state_dict: bias_ih_l0 and module.bias_ih_l0 are both bias_ih_l0 after the",
+    ),
+    "another module's weights": (
+        lambda: from_torch(torch_weights(**{"fc.weight": np.ones(2)})),
+        "state_dict: unknown names fc.weight. For an LSTM inside a larger module pass",
+    ),
+    "a bias is missing": (
+        lambda: from_torch(without("bias_hh_l0")),
+        "state_dict: bias_hh_l0 is missing.",
+    ),
+    "a matrix is missing": (
+        lambda: from_torch(without("weight_hh_l1", num_layers=2)),
+        "state_dict: weight_hh_l1 is missing. Files lose weights that share memory, as",
+    ),
+    "a projection is missing": (
+        lambda: from_torch(without("weight_hr_l1", num_layers=2, proj_size=2)),
+        "state_dict: weight_hr_l1 is missing.",
+    ),
+    "one direction is missing": (
+        lambda: from_torch(
+            without("weight_ih_l1_reverse", num_layers=2, bidirectional=True)
+        ),
+        "state_dict: weight_ih_l1_reverse is missing.",
+    ),
+    "a GRU": (
+        lambda: from_torch(gates(3)),
+        "weight_hh_l0: expected shape [4H, H] = [20, 5], got [15, 5]. These look like "
+        "the weights of a GRU.",
+    ),
+    "a plain RNN": (
+        lambda: from_torch(gates(1)),
+        "weight_hh_l0: expected shape [4H, H] = [20, 5], got [5, 5]. These look like "
+        "the weights of a plain RNN.",
+    ),
+    "transposed": (
+        lambda: from_torch({k: v.T for k, v in torch_weights().items()}),
+        "weight_hh_l0: expected shape [4H, H] = [80, 20], got [5, 20]. It is transpos",
+    ),
+    "one wrong matrix": (
+        lambda: from_torch(torch_weights(weight_ih_l0=np.ones((15, 3)))),
+        "weight_ih_l0: expected shape [4H, I] = [20, 3], got [15, 3].",
+    ),
+    "no matrix": (
+        lambda: from_torch(torch_weights(weight_ih_l0=np.ones(60))),
+        "weight_ih_l0: expected shape [4H, I], got [60].",
+    ),
+    "a wrong bias": (
+        lambda: from_torch(torch_weights(bias_ih_l0=np.ones(5))),
+        "bias_ih_l0: expected shape [4H] = [20], got [5].",
+    ),
+    "two wrong biases": (
+        lambda: from_torch(torch_weights(bias_ih_l0=np.ones(5), bias_hh_l0=np.ones(5))),
+        "bias_ih_l0: expected shape [4H] = [20], got [5].",
+    ),
+    "a layer of other inputs": (
+        lambda: from_torch(without(num_layers=2) | {"weight_ih_l1": np.ones((20, 10))}),
+        "weight_ih_l1: expected shape [4H, I] = [20, 5], got [20, 10]. Twice the inp",
+    ),
+    "per-layer sizes": (
+        lambda: lj.convert.to_torch(lj.LSTM(3, (4, 5)), ()),
+        "hidden_size: expected one size for all layers, as PyTorch has, got (4, 5).",
+    ),
+    "another merge": (
+        lambda: lj.convert.to_torch(lj.LSTM(3, 4, bidirectional=True, merge="sum"), ()),
+        "merge: expected 'concat', which is all that PyTorch has, got 'sum'.",
+    ),
+    "others' parameters": (
+        lambda: lj.convert.to_torch(lj.LSTM(3, 4), build({})[1]),
+        "params[0].forward.kernel: expected shape [I, 4H] = [3, 16], got [3, 20].",
+    ),
+    "a state of other layers": (
+        lambda: lj.convert.state_from_torch(
+            lj.LSTM(3, 5, 2), np.ones((1, 4, 5)), np.ones((1, 4, 5))
+        ),
+        "h: expected shape [L*D, *batch, P] with L*D = 2 * 1 and P = 5, got [1, 4, 5].",
+    ),
+    "h and c swapped": (
+        lambda: lj.convert.state_from_torch(
+            lj.LSTM(3, 5, proj_size=2), np.ones((1, 4, 5)), np.ones((1, 4, 2))
+        ),
+        "h: expected shape [L*D, *batch, P] with L*D = 1 * 1 and P = 2, got [1, 4, 5].",
+    ),
+    "a state of two directions": (
+        lambda: lj.convert.state_to_torch(
+            lj.LSTM(3, 5), lj.LSTM(3, 5, bidirectional=True).zero_state(())
+        ),
+        "state[0].backward: expected None, the model is one-directional, got one.",
+    ),
+    "Bidirectional without saying so": (
+        lambda: from_keras([np.ones((3, 20)), np.ones((5, 20)), np.ones(20)] * 2),
+        "layers[0]: expected 2 or 3 arrays (kernel, recurrent_kernel and, with "
+        "use_bias, bias), got 6. These are a Bidirectional layer's: pass",
+    ),
+    "two layers in one list": (
+        lambda: from_keras(
+            [np.ones((3, 20)), np.ones((5, 20)), np.ones((5, 20)), np.ones((5, 20))]
+        ),
+        "got 4. These are two layers': pass a list for each.",
+    ),
+    "half a Bidirectional layer": (
+        lambda: from_keras(
+            [np.ones((3, 20)), np.ones((5, 20)), np.ones(20)], bidirectional=True
+        ),
+        "layers[0]: expected 4 or 6 arrays (kernel, recurrent_kernel and, with "
+        "use_bias, bias, forward then backward), got 3.",
+    ),
+    "no Keras layers": (
+        lambda: from_keras(),
+        "layers: expected the weights of at least one layer, got none.",
+    ),
+    "a Keras GRU": (
+        lambda: from_keras([np.ones((3, 15)), np.ones((5, 15)), np.ones((2, 15))]),
+        "layers[0] recurrent_kernel: expected shape [H, 4H] = [5, 20], got [5, 15]. "
+        "These look like the weights of a GRU.",
+    ),
+    "a layer after a Bidirectional one": (
+        lambda: from_keras(
+            *[[np.ones((3, 20)), np.ones((5, 20))] * 2] * 1,
+            [np.ones((5, 20)), np.ones((5, 20))] * 2,
+            bidirectional=True,
+        ),
+        "layers[1] forward kernel: expected shape [I, 4H] = [10, 20], got [5, 20]. A "
+        "layer after a bidirectional one takes both outputs.",
+    ),
+    "a bias in one layer": (
+        lambda: from_keras(
+            [np.ones((3, 20)), np.ones((5, 20))],
+            [np.ones((5, 20)), np.ones((5, 20)), np.ones(20)],
+        ),
+        "layers[1] bias: expected none, as for the first layer, got one.",
+    ),
+    "directions of two sizes": (
+        lambda: from_keras(
+            [np.ones((3, 20)), np.ones((5, 20)), np.ones((3, 24)), np.ones((6, 24))],
+            bidirectional=True,
+        ),
+        "layers[0] backward recurrent_kernel: expected shape [H, 4H] = [5, 20], got",
+    ),
+    "a Keras merge_mode": (
+        lambda: from_keras([], merge_mode="mean"),
+        "merge_mode: expected one of 'concat', 'sum', 'ave', 'mul', got 'mean'.",
+    ),
+    "a projection to Keras": (
+        lambda: lj.convert.to_keras(lj.LSTM(3, 5, proj_size=2), ()),
+        "proj_size: expected None, since Keras has no projection, got 2.",
+    ),
+    "a learned start": (
+        lambda: lj.convert.to_keras(lj.LSTM(3, 5, learn_initial_state=True), ()),
+        "learn_initial_state: expected none, since Keras has none, got it in layer 0.",
+    ),
+    "zoneout": (
+        lambda: lj.convert.to_torch(lj.LSTM(3, 5, zoneout_h=0.1), ()),
+        "zoneout_h: expected none, since PyTorch has none, got it in layer 0.",
+    ),
+    "a residual": (
+        lambda: lj.convert.to_torch(lj.LSTM(5, 5, residual=True), ()),
+        "residual: expected False, since PyTorch has none.",
+    ),
+    "peepholes": (
+        lambda: lj.convert.to_torch(lj.LSTM(3, 5, peephole=True), ()),
+        "model: expected standard LSTM layers, all that PyTorch has, got",
+    ),
+    "a Keras state": (
+        lambda: lj.convert.state_from_keras([np.ones(2)]),
+        "states[0]: expected [h, c] or [h, c, h, c], got 1 arrays.",
+    ),
+    "one array as a Keras state": (
+        lambda: lj.convert.state_from_keras(np.ones((2, 5))),
+        "states[0]: expected [h, c] or [h, c, h, c], got one array of shape [2, 5].",
+    ),
+    "h and c of two sizes": (
+        lambda: lj.convert.state_from_keras([np.ones((4, 5)), np.ones((3, 5))]),
+        "states[0][1]: expected shape [4, 5], as states[0][0] has, got [3, 5].",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), CASES.values(), ids=CASES)
+def test_what_does_not_fit_is_refused(call, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
+
+
+WRONG_TYPES = {
+    "a module": (
+        lambda: from_torch(Module()),
+        "state_dict: expected a dict of arrays by name, got Module. Pass "
+        "module.state_dict().",
+    ),
+    "a path": (
+        lambda: from_torch("weights.pt"),
+        "state_dict: expected a dict of arrays by name, got str. Read the file first",
+    ),
+    "nothing": (
+        lambda: from_torch(None),
+        "state_dict: expected a dict of arrays by name, got NoneType.",
+    ),
+    "strings": (
+        lambda: from_torch(torch_weights(weight_hh_l0="a")),
+        "weight_hh_l0: expected an array, got str.",
+    ),
+    "integers": (
+        lambda: from_torch(torch_weights(weight_hh_l0=np.ones((20, 5), int))),
+        "weight_hh_l0: expected a floating dtype, got int32.",
+    ),
+    "a cell as a model": (
+        lambda: lj.convert.to_torch(lj.LSTMCell(3, 5), build({})[1][0].forward),
+        "model: expected a stack such as lstm_jax.LSTM, got LSTMCell. One cell is "
+        "lstm_jax.Stack((cell,)), its params are (lstm_jax.Directions(params),).",
+    ),
+    "a layer": (
+        lambda: from_keras(Layer()),
+        "layers[0]: expected a list of arrays, got Layer. Pass layer.get_weights().",
+    ),
+    "arrays instead of a list": (
+        lambda: from_keras(np.ones((3, 20)), np.ones((5, 20)), np.ones(20)),
+        "layers[0]: expected a list of arrays, got one array of shape [3, 20]. Each",
+    ),
+    "lists of numbers": (
+        lambda: from_keras([[1.0, 2.0], [3.0]]),
+        "layers[0][0]: expected an array, got list.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_wrong_types_are_refused(call, words):
+    with pytest.raises(TypeError, match=re.escape(words)):
+        call()
