@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,44 @@ _OF_THE_STACK = (
     "residual",
     "skip",
 )
+
+
+class LSTMOptions(TypedDict, total=False):
+    """The options of :class:`LSTM` that go by name, each with the type it has there.
+
+    ``**options: Unpack[LSTMOptions]`` lets editors and type checkers see them where a
+    function hands them on.
+    """
+
+    bidirectional: bool
+    merge: str
+    dropout: float
+    residual: bool
+    skip: bool
+    input_dropout: Rate
+    output_dropout: float
+    recurrent_dropout: Rate
+    drop_connect: Rate
+    zoneout_h: Rate
+    zoneout_c: Rate
+    proj_size: int | None
+    use_bias: bool
+    forget_bias: float
+    kernel_init: Initializer
+    recurrent_init: Initializer
+    bias_init: Initializer
+    dtype: Any
+    param_dtype: Any
+    peephole: bool
+    variant: str | tuple[str | None, ...] | None
+    layer_norm: str | None
+    gate_activation: Activation
+    candidate_activation: Activation
+    output_activation: Activation
+    clip: float | None
+    cell_clip: float | None
+    num_heads: int
+    learn_initial_state: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack, get_type_hints
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn import initializers
 
 from lstm_jax import layers
-from lstm_jax.cells.lstm_cell import GLOROT_UNIFORM, ORTHOGONAL, Activation, Initializer
+from lstm_jax.checks import slips
 from lstm_jax.types import Array, Directions, LSTMParams
 
 
@@ -30,6 +28,7 @@ class _Stack(nn.Module):
         keys = jax.random.split(key, 2 if self.model.bidirectional else 1)
         return _as_dict(Directions(*(cell.init(key) for key in keys)))
 
+    @slips.explained
     def __call__(
         self,
         xs: Array,
@@ -64,6 +63,7 @@ class _Stack(nn.Module):
             ValueError: see :meth:`lstm_jax.LSTM.apply`.
             TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
+        slips.check_inputs(xs)
         key = None
         if self.model.noisy and not deterministic:
             key = self.make_rng("dropout")
@@ -99,6 +99,7 @@ class _Stack(nn.Module):
         return tuple(_from_dict(layer) for layer in self.layers)
 
 
+@slips.explained
 class Stack(_Stack):
     """A stack of any cells whose parameters are ``LSTMParams``, for Flax Linen.
 
@@ -118,11 +119,30 @@ class Stack(_Stack):
 
     model: Any
 
+    def __post_init__(self) -> None:
+        """Checks the model."""
+        slips.check_model(self.model)
+        super().__post_init__()
 
+
+def _body(description: type[Any]) -> dict[str, Any]:
+    """The body of a class that has the fields of a dataclass."""
+    hints, annotations, defaults = get_type_hints(description), {}, {}
+    for field in dataclasses.fields(description):
+        if field.kw_only:
+            annotations.setdefault("_", dataclasses.KW_ONLY)
+        annotations[field.name] = hints[field.name]
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return {"__annotations__": annotations, **defaults}
+
+
+@slips.explained
 class LSTM(_Stack):
     """A stack of LSTM layers, for Flax Linen.
 
-    The options are those of :class:`lstm_jax.LSTM`, and so are the errors they raise.
+    It takes what :class:`lstm_jax.LSTM` takes, where the options are listed with what
+    they mean and the errors they raise. Each is an attribute of the module, too.
     Parameters are found under ``layer_0/forward/kernel`` and so on.
 
     Example:
@@ -135,51 +155,39 @@ class LSTM(_Stack):
         ((2, 7, 5), (2, 5))
     """
 
-    input_size: int
-    hidden_size: int | tuple[int, ...]
-    num_layers: int = 1
-    _: dataclasses.KW_ONLY
-    bidirectional: bool = False
-    merge: str = "concat"
-    dropout: float = 0.0
-    residual: bool = False
-    skip: bool = False
-    input_dropout: layers.Rate = 0.0
-    output_dropout: float = 0.0
-    recurrent_dropout: layers.Rate = 0.0
-    drop_connect: layers.Rate = 0.0
-    zoneout_h: layers.Rate = 0.0
-    zoneout_c: layers.Rate = 0.0
-    proj_size: int | None = None
-    use_bias: bool = True
-    forget_bias: float = 1.0
-    kernel_init: Initializer = GLOROT_UNIFORM
-    recurrent_init: Initializer = ORTHOGONAL
-    bias_init: Initializer = initializers.zeros
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    peephole: bool = False
-    variant: str | tuple[str | None, ...] | None = None
-    layer_norm: str | None = None
-    gate_activation: Activation = jax.nn.sigmoid
-    candidate_activation: Activation = jnp.tanh
-    output_activation: Activation = jnp.tanh
-    clip: float | None = None
-    cell_clip: float | None = None
-    num_heads: int = 1
-    learn_initial_state: bool = False
+    if TYPE_CHECKING:
+
+        def __init__(  # noqa: D107
+            self,
+            input_size: int,
+            hidden_size: int | tuple[int, ...],
+            num_layers: int = 1,
+            *,
+            parent: Any = ...,
+            name: str | None = None,
+            **options: Unpack[layers.LSTMOptions],
+        ) -> None: ...
+
+    else:
+        vars().update(_body(layers.LSTM))
 
     def __post_init__(self) -> None:
-        """Checks the options, and makes tuples of lists."""
-        for name, value in vars(_describe(self)).items():
-            if isinstance(value, tuple):
-                setattr(self, name, value)
+        """Checks the options, and keeps them as their description does."""
+        model = _describe(self)
+        for field in dataclasses.fields(model):
+            setattr(self, field.name, getattr(model, field.name))
         super().__post_init__()
 
     @property
     def model(self) -> layers.LSTM:
         """The :class:`lstm_jax.LSTM` that the options describe."""
         return _describe(self)
+
+
+# Functions that are defaults would look like methods, in help() and to Flax.
+for _name, _value in list(vars(LSTM).items()):
+    if _name in layers.LSTMOptions.__annotations__ and callable(_value):
+        delattr(LSTM, _name)
 
 
 def params_of(variables: Any) -> layers.Params:

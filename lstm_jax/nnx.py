@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, Unpack
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 
 from lstm_jax import layers
-from lstm_jax.cells.lstm_cell import GLOROT_UNIFORM, ORTHOGONAL, Activation, Initializer
+from lstm_jax.checks import slips
 from lstm_jax.types import Array, Directions, LSTMParams
+
+F = TypeVar("F", bound=Callable[..., None])
 
 
 class Direction(nnx.Module):
@@ -56,6 +58,19 @@ class Layer(nnx.Module):
         )
 
 
+class _Signature:
+    """Shows ``inspect.signature`` what a module's ``__init__`` takes.
+
+    It would see what the metaclass of NNX takes, which is anything.
+    """
+
+    def __get__(self, instance: Any, owner: type[Any]) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(owner.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class Stack(nnx.Module):
     """A stack of any cells with its parameters, for Flax NNX.
 
@@ -82,8 +97,12 @@ class Stack(nnx.Module):
         (2, 7, 8)
     """
 
+    __signature__ = _Signature()
+
+    @slips.explained
     def __init__(self, model: Any, *, rngs: nnx.Rngs):
         """Makes the parameters."""
+        slips.check_model(model)
         self.model = model
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(
@@ -138,6 +157,7 @@ class Stack(nnx.Module):
         """Returns zeros; see :meth:`lstm_jax.LSTM.zero_state`."""
         return self.model.zero_state(batch_shape, dtype)
 
+    @slips.explained
     def __call__(
         self,
         xs: Array,
@@ -175,6 +195,7 @@ class Stack(nnx.Module):
             ValueError: see :meth:`lstm_jax.LSTM.apply`.
             TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
+        slips.check_inputs(xs)
         if deterministic is None:
             deterministic = self.deterministic
         key = None
@@ -198,47 +219,31 @@ class Stack(nnx.Module):
         return self.model.step(self.params(), state, x)
 
 
+def _with_options(init: F) -> F:
+    """Shows the options of ``lstm_jax.LSTM`` in place of ``**options``."""
+    own = inspect.signature(init).parameters
+    options = inspect.signature(layers.LSTM).parameters
+    shown = [own["self"], *options.values(), own["rngs"]]
+    vars(init)["__signature__"] = inspect.Signature(shown)
+    return init
+
+
 class LSTM(Stack):
     """A stack of LSTM layers with its parameters, for Flax NNX.
 
+    It takes what :class:`lstm_jax.LSTM` takes, where the options are listed with what
+    they mean and the errors they raise.
+
     Args:
-        input_size: see :class:`lstm_jax.LSTM`, as for all but ``rngs``.
+        input_size: see :class:`lstm_jax.LSTM`.
         hidden_size: see :class:`lstm_jax.LSTM`.
         num_layers: see :class:`lstm_jax.LSTM`.
-        bidirectional: see :class:`lstm_jax.LSTM`.
-        merge: see :class:`lstm_jax.LSTM`.
-        dropout: see :class:`lstm_jax.LSTM`.
-        residual: see :class:`lstm_jax.LSTM`.
-        skip: see :class:`lstm_jax.LSTM`.
-        input_dropout: see :class:`lstm_jax.LSTM`.
-        output_dropout: see :class:`lstm_jax.LSTM`.
-        recurrent_dropout: see :class:`lstm_jax.LSTM`.
-        drop_connect: see :class:`lstm_jax.LSTM`.
-        zoneout_h: see :class:`lstm_jax.LSTM`.
-        zoneout_c: see :class:`lstm_jax.LSTM`.
-        proj_size: see :class:`lstm_jax.LSTM`.
-        use_bias: see :class:`lstm_jax.LSTM`.
-        forget_bias: see :class:`lstm_jax.LSTM`.
-        kernel_init: see :class:`lstm_jax.LSTM`.
-        recurrent_init: see :class:`lstm_jax.LSTM`.
-        bias_init: see :class:`lstm_jax.LSTM`.
-        dtype: see :class:`lstm_jax.LSTM`.
-        param_dtype: see :class:`lstm_jax.LSTM`.
-        peephole: see :class:`lstm_jax.LSTM`.
-        variant: see :class:`lstm_jax.LSTM`.
-        layer_norm: see :class:`lstm_jax.LSTM`.
-        gate_activation: see :class:`lstm_jax.LSTM`.
-        candidate_activation: see :class:`lstm_jax.LSTM`.
-        output_activation: see :class:`lstm_jax.LSTM`.
-        clip: see :class:`lstm_jax.LSTM`.
-        cell_clip: see :class:`lstm_jax.LSTM`.
-        num_heads: see :class:`lstm_jax.LSTM`.
-        learn_initial_state: see :class:`lstm_jax.LSTM`.
         rngs: see :class:`Stack`.
+        **options: see :class:`lstm_jax.LSTM`; by name.
 
     Raises:
         ValueError: if an option is out of its range.
-        TypeError: if an option has the wrong type.
+        TypeError: if an option has the wrong type, or there is none of that name.
 
     Example:
         >>> import jax.numpy as jnp
@@ -250,78 +255,19 @@ class LSTM(Stack):
         ((2, 7, 5), (2, 5))
     """
 
+    @slips.explained
+    @_with_options
     def __init__(
         self,
         input_size: int,
         hidden_size: int | tuple[int, ...],
         num_layers: int = 1,
         *,
-        bidirectional: bool = False,
-        merge: str = "concat",
-        dropout: float = 0.0,
-        residual: bool = False,
-        skip: bool = False,
-        input_dropout: layers.Rate = 0.0,
-        output_dropout: float = 0.0,
-        recurrent_dropout: layers.Rate = 0.0,
-        drop_connect: layers.Rate = 0.0,
-        zoneout_h: layers.Rate = 0.0,
-        zoneout_c: layers.Rate = 0.0,
-        proj_size: int | None = None,
-        use_bias: bool = True,
-        forget_bias: float = 1.0,
-        kernel_init: Initializer = GLOROT_UNIFORM,
-        recurrent_init: Initializer = ORTHOGONAL,
-        bias_init: Initializer = initializers.zeros,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        peephole: bool = False,
-        variant: str | tuple[str | None, ...] | None = None,
-        layer_norm: str | None = None,
-        gate_activation: Activation = jax.nn.sigmoid,
-        candidate_activation: Activation = jnp.tanh,
-        output_activation: Activation = jnp.tanh,
-        clip: float | None = None,
-        cell_clip: float | None = None,
-        num_heads: int = 1,
-        learn_initial_state: bool = False,
         rngs: nnx.Rngs,
+        **options: Unpack[layers.LSTMOptions],
     ):
         """Makes the parameters."""
-        model = layers.LSTM(
-            input_size,
-            hidden_size,
-            num_layers,
-            bidirectional=bidirectional,
-            merge=merge,
-            dropout=dropout,
-            residual=residual,
-            skip=skip,
-            input_dropout=input_dropout,
-            output_dropout=output_dropout,
-            recurrent_dropout=recurrent_dropout,
-            drop_connect=drop_connect,
-            zoneout_h=zoneout_h,
-            zoneout_c=zoneout_c,
-            proj_size=proj_size,
-            use_bias=use_bias,
-            forget_bias=forget_bias,
-            kernel_init=kernel_init,
-            recurrent_init=recurrent_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            peephole=peephole,
-            variant=variant,
-            layer_norm=layer_norm,
-            gate_activation=gate_activation,
-            candidate_activation=candidate_activation,
-            output_activation=output_activation,
-            clip=clip,
-            cell_clip=cell_clip,
-            num_heads=num_heads,
-            learn_initial_state=learn_initial_state,
-        )
+        model = layers.LSTM(input_size, hidden_size, num_layers, **options)
         super().__init__(model, rngs=rngs)
 
 
