@@ -2,60 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
+import jax
+import jax.core
 import jax.numpy as jnp
 from flax import nnx
 
-from lstm_jax import layers
+from lstm_jax import boxes, layers, naming
 from lstm_jax.checks import slips
-from lstm_jax.types import Array, Directions, LSTMParams
+from lstm_jax.types import Array, Directions, PyTree
 
 F = TypeVar("F", bound=Callable[..., None])
 
 
-class Direction(nnx.Module):
-    """The parameters of one layer in one direction, each an ``nnx.Param`` or None."""
-
-    def __init__(self, params: LSTMParams):
-        """Takes over ``params``."""
-        for name, value in params._asdict().items():
-            setattr(self, name, None if value is None else nnx.Param(value))
-
-    def load(self, params: LSTMParams) -> None:
-        """Sets the parameters to ``params``, which have the same fields."""
-        for name, value in params._asdict().items():
-            if value is not None:
-                getattr(self, name).set_value(jnp.asarray(value))
-
-    def params(self) -> LSTMParams:
-        """Returns the parameters as plain arrays."""
-        return LSTMParams(*(_value(getattr(self, name)) for name in LSTMParams._fields))
+def _open(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, nnx.VariableMetadata):
+        return value, None
+    return value.raw_value, dataclasses.replace(value, raw_value=None)
 
 
-class Layer(nnx.Module):
-    """The directions of one layer."""
+def _close(box: Any, array: Array, axes: int) -> Any:
+    metadata = dict(box.metadata)
+    if axes and metadata.get("out_sharding"):
+        metadata["out_sharding"] = (None,) * axes + tuple(metadata["out_sharding"])
+    return dataclasses.replace(box, raw_value=array, metadata=metadata)
 
-    def __init__(self, directions: Directions):
-        """Takes over the parameters of the layer."""
-        self.forward = Direction(directions.forward)
-        backward = directions.backward
-        self.backward = None if backward is None else Direction(backward)
 
-    def load(self, directions: Directions) -> None:
-        """Sets the parameters to those of a layer with the same directions."""
-        self.forward.load(directions.forward)
-        if self.backward is not None:
-            self.backward.load(directions.backward)
+_BOXES = boxes.Boxes("flax.nnx.with_partitioning", _open, _close)
 
-    def params(self) -> Directions:
-        """Returns the layer's parameters as plain arrays."""
-        backward = self.backward
-        return Directions(
-            self.forward.params(), None if backward is None else backward.params()
-        )
+
+class Parameters(nnx.Module):
+    """Parameters by name: each an ``nnx.Param``, more of them, or None for none."""
+
+    def __init__(self, tree: dict[str, Any]):
+        """Takes over ``tree``, whose leaves are ``nnx.Param`` or None."""
+        for name, value in tree.items():
+            setattr(self, name, Parameters(value) if isinstance(value, dict) else value)
 
 
 class _Signature:
@@ -74,8 +61,8 @@ class _Signature:
 class Stack(nnx.Module):
     """A stack of any cells with its parameters, for Flax NNX.
 
-    The cells' parameters are :class:`lstm_jax.LSTMParams`. They are found under
-    ``layers/0/forward/kernel`` and so on.
+    Parameters are found under ``layers/0/forward/kernel`` and so on: by field, key or
+    position in what the cell's ``init`` returns, or ``array`` where that is one array.
 
     Args:
         model: an :class:`lstm_jax.Stack` or :class:`lstm_jax.LSTM`.
@@ -111,8 +98,15 @@ class Stack(nnx.Module):
             )
         self.deterministic = False
         self.rngs = nnx.data(rngs.dropout.fork() if model.noisy else None)
-        params = self.model.init(rngs.params())
-        self.layers = nnx.List([Layer(layer) for layer in params])
+        params = self._plain.init(rngs.params())
+        self.layers = nnx.List(
+            _layer(cell, layer) for cell, layer in zip(model.cells, params, strict=True)
+        )
+
+    @property
+    def _plain(self) -> Any:
+        """The model, with initializers that return arrays."""
+        return boxes.opened(self.model, _BOXES)
 
     def load(self, params: layers.Params) -> None:
         """Sets the parameters to a pytree as :meth:`lstm_jax.LSTM.init` makes it.
@@ -134,13 +128,24 @@ class Stack(nnx.Module):
             >>> bool((model.layers[0].forward.kernel == params[0].forward.kernel).all())
             True
         """
-        self.model.check_params(params)
+        self._plain.check_params(params)
         for layer, directions in zip(self.layers, params, strict=True):
-            layer.load(directions)
+            for direction, one in directions._asdict().items():
+                leaves = zip(naming.names_of(one), jax.tree.leaves(one), strict=True)
+                for names, value in leaves:
+                    _set(_get(layer, direction, *names), value)
 
     def params(self) -> layers.Params:
         """Returns the parameters as :meth:`lstm_jax.LSTM.apply` takes them."""
-        return tuple(layer.params() for layer in self.layers)
+        return tuple(
+            Directions(
+                *(
+                    _read(cell, getattr(layer, direction))
+                    for direction in Directions._fields
+                )
+            )
+            for cell, layer in zip(self._plain.cells, self.layers, strict=True)
+        )
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Sets ``deterministic``; what ``nnx.view`` calls.
@@ -201,7 +206,7 @@ class Stack(nnx.Module):
         key = None
         if self.model.noisy and not deterministic:
             key = _key(self.rngs if rngs is None else rngs)
-        return self.model.apply(
+        return self._plain.apply(
             self.params(),
             xs,
             state,
@@ -216,7 +221,7 @@ class Stack(nnx.Module):
 
     def step(self, state: layers.State, x: Array) -> tuple[layers.State, Array]:
         """Takes one step through the stack; see :meth:`lstm_jax.LSTM.step`."""
-        return self.model.step(self.params(), state, x)
+        return self._plain.step(self.params(), state, x)
 
 
 def _with_options(init: F) -> F:
@@ -271,8 +276,45 @@ class LSTM(Stack):
         super().__init__(model, rngs=rngs)
 
 
-def _value(param: Any) -> Any:
-    return None if param is None else param.get_value()
+def _layer(cell: Any, directions: Directions) -> Parameters:
+    """The parameters of a layer as a module."""
+
+    def is_leaf(value: Any) -> bool:
+        return value is None or isinstance(value, nnx.Variable)
+
+    tree = {}
+    for name, params in directions._asdict().items():
+        if params is not None:
+            params = boxes.boxed(cell, _BOXES, jax.tree.map(_own, params))
+            params = naming.nest(jax.tree.map(nnx.Param, params), is_leaf)
+        tree[name] = params
+    return Parameters(tree)
+
+
+def _read(cell: Any, parameters: Parameters | None) -> PyTree:
+    """The parameters of one direction as the cell has them."""
+    if parameters is None:
+        return None
+    names, structure = naming.layout(cell)
+    return structure.unflatten(_get(parameters, *one).get_value() for one in names)
+
+
+def _get(parameters: Parameters, *names: str) -> Any:
+    return functools.reduce(getattr, names, parameters)
+
+
+def _set(param: Any, value: Any) -> None:
+    """Gives a parameter a value of its own, where the one before was."""
+    value, before = _own(value), param.get_value()
+    if isinstance(before, jax.core.Tracer) or not before.committed:
+        param.set_value(value)
+    else:
+        param.set_value(jax.device_put(value, before.sharding))
+
+
+def _own(value: Any) -> Array:
+    """A copy: a buffer that is donated elsewhere, or changed, is no other's."""
+    return jnp.array(value, copy=True)
 
 
 def _key(rngs: Any) -> Array:
