@@ -304,12 +304,12 @@ def _get(parameters: Parameters, *names: str) -> Any:
 
 
 def _set(param: Any, value: Any) -> None:
-    """Gives a parameter a value of its own, where the one before was."""
+    """Gives a parameter a value of its own, placed as the one before was."""
     value, before = _own(value), param.get_value()
-    if isinstance(before, jax.core.Tracer) or not before.committed:
-        param.set_value(value)
-    else:
-        param.set_value(jax.device_put(value, before.sharding))
+    traced = isinstance(before, jax.core.Tracer) or not isinstance(before, jax.Array)
+    if not traced and before.committed:
+        value = jax.device_put(value, before.sharding)
+    param.set_value(value)
 
 
 def _own(value: Any) -> Array:
