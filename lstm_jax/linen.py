@@ -221,7 +221,7 @@ class LSTM(_Stack):
         return _describe(self)
 
 
-# Functions that are defaults would look like methods, in help() and to Flax.
+# Defaults that are functions would look like methods, with help of their own.
 for _name, _value in list(vars(LSTM).items()):
     if _name in layers.LSTMOptions.__annotations__ and callable(_value):
         delattr(LSTM, _name)

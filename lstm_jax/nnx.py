@@ -64,6 +64,10 @@ class Stack(nnx.Module):
     Parameters are found under ``layers/0/forward/kernel`` and so on: by field, key or
     position in what the cell's ``init`` returns, or ``array`` where that is one array.
 
+    A call returns ``(state, ys)``. An ``nnx.Sequential`` hands that on as two
+    arguments, which no other layer takes: put a module around this one that returns
+    ``ys`` alone.
+
     Args:
         model: an :class:`lstm_jax.Stack` or :class:`lstm_jax.LSTM`.
         rngs: makes the parameters, and where there is dropout or other noise the masks

@@ -81,12 +81,12 @@ def test_nnx_takes_partitioned_initializers(case):
     names, options = ANNOTATED[case]
     boxed, plain = annotated(flax_nnx.with_partitioning, names, options)
     with flax_nnx.use_eager_sharding(False):  # There is no mesh.
-        module = nnx.LSTM(3, **boxed, rngs=flax_nnx.Rngs(0))
-    like = nnx.LSTM(3, **plain, rngs=flax_nnx.Rngs(0))
-    assert_close(module.params(), like.params())
-    still = dict(deterministic=True)
-    assert_close(module(XS, **still), like(XS, **still))
+        module = nnx.LSTM(3, **boxed, rngs=flax_nnx.Rngs(params=0, dropout=1))
     assert module.model == lj.LSTM(3, **boxed)
+    like = lj.LSTM(3, **plain)
+    params = like.init(flax_nnx.Rngs(params=0).params())
+    assert_close(module.params(), params)
+    assert_close(module(XS, deterministic=True), like.apply(params, XS))
     state = flax_nnx.state(module, flax_nnx.Param)
     specs = flax_nnx.to_pure_dict(flax_nnx.get_partition_spec(state))
     assert_specs(specs, names, options)

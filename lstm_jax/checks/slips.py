@@ -111,8 +111,9 @@ def explained(function: F) -> F:
     ``inspect``, ``pickle`` and ``copy`` see of it stays the same.
 
     Args:
-        function: a function, or a class: below its ``dataclasses.dataclass``. Its
-            ``__signature__``, if it has one, says what it takes.
+        function: a function, or a class that is made already, as by
+            ``dataclasses.dataclass``. It takes what its signature shows, and no others
+            by ``**``: give it a ``__signature__`` if it does.
 
     Raises:
         TypeError: by the function it returns, if a name is unknown, an argument is
@@ -206,8 +207,8 @@ def check_inputs(xs: Any) -> None:
     if xs and all(isinstance(layer, Directions) for layer in xs):
         raise TypeError(
             f"{expected} a state, a tuple of Directions. A call returns (state, ys), "
-            "and a Sequential hands both on as two arguments: let a module of your "
-            "own return ys alone."
+            "which Flax's Sequential hands on as two arguments: put a module around "
+            "the model that returns ys alone."
         )
     if len(xs) == 2 and isinstance(xs[0], tuple) and hasattr(xs[1], "shape"):
         raise TypeError(
