@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from lstm_jax.cells.lstm_cell import (
 from lstm_jax.cells.regularized import RATES, Regularized
 from lstm_jax.cells.slstm import SLSTMCell
 from lstm_jax.cells.variants import VARIANTS
-from lstm_jax.checks import options
+from lstm_jax.checks import options, slips
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.stack import Params as Params
 from lstm_jax.stack import State as State
@@ -48,6 +48,45 @@ _OF_THE_STACK = (
 )
 
 
+class LSTMOptions(TypedDict, total=False):
+    """The options of :class:`LSTM` that go by name, each with the type it has there.
+
+    ``**options: Unpack[LSTMOptions]`` lets editors and type checkers see them where a
+    function hands them on.
+    """
+
+    bidirectional: bool
+    merge: str
+    dropout: float
+    residual: bool
+    skip: bool
+    input_dropout: Rate
+    output_dropout: float
+    recurrent_dropout: Rate
+    drop_connect: Rate
+    zoneout_h: Rate
+    zoneout_c: Rate
+    proj_size: int | None
+    use_bias: bool
+    forget_bias: float
+    kernel_init: Initializer
+    recurrent_init: Initializer
+    bias_init: Initializer
+    dtype: Any
+    param_dtype: Any
+    peephole: bool
+    variant: str | tuple[str | None, ...] | None
+    layer_norm: str | None
+    gate_activation: Activation
+    candidate_activation: Activation
+    output_activation: Activation
+    clip: float | None
+    cell_clip: float | None
+    num_heads: int
+    learn_initial_state: bool
+
+
+@slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class LSTM(stack.Layers):
     """A stack of LSTM layers, as a description that holds no arrays.

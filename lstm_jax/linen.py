@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack, get_type_hints
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn import initializers
 
-from lstm_jax import layers
-from lstm_jax.cells.lstm_cell import GLOROT_UNIFORM, ORTHOGONAL, Activation, Initializer
-from lstm_jax.types import Array, Directions, LSTMParams
+from lstm_jax import boxes, layers, naming
+from lstm_jax.checks import slips
+from lstm_jax.types import Array, Directions
+
+
+def _open(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, nn.meta.AxisMetadata):
+        return value, None
+    (array,), box = jax.tree.flatten(value)
+    return array, box
+
+
+def _close(box: Any, array: Array, axes: int) -> Any:
+    boxed = box.unflatten([array])
+    for _ in range(axes):
+        boxed = nn.meta.add_axis(boxed, 0, {nn.meta.PARTITION_NAME: None})
+    return boxed
+
+
+_BOXES = boxes.Boxes("flax.linen.with_partitioning", _open, _close)
 
 
 class _Stack(nn.Module):
@@ -21,15 +36,26 @@ class _Stack(nn.Module):
     def setup(self) -> None:
         """Declares one set of parameters for each layer and direction."""
         self.layers = [
-            self.param(f"layer_{index}", self._init_layer, cell)
+            self._layer(f"layer_{index}", cell)
             for index, cell in enumerate(self.model.cells)
         ]
 
     @nn.nowrap
-    def _init_layer(self, key: Array, cell: Any) -> dict[str, dict[str, Array]]:
-        keys = jax.random.split(key, 2 if self.model.bidirectional else 1)
-        return _as_dict(Directions(*(cell.init(key) for key in keys)))
+    def _layer(self, name: str, cell: Any) -> Any:
+        # Flax would compare given parameters with new ones at each call, leaf by leaf
+        # whatever their names; what is wrong with them is better said by the stack.
+        if self.has_variable("params", name):
+            return nn.meta.unbox(self.get_variable("params", name))
+        return self.param(name, self._init_layer, cell)
 
+    @nn.nowrap
+    def _init_layer(self, key: Array, cell: Any) -> dict[str, Any]:
+        keys = jax.random.split(key, 2 if self.model.bidirectional else 1)
+        init = boxes.opened(cell, _BOXES).init
+        params = [boxes.boxed(cell, _BOXES, init(key)) for key in keys]
+        return _as_dict(Directions(*params), nn.meta.is_axis_metadata)
+
+    @slips.explained
     def __call__(
         self,
         xs: Array,
@@ -64,11 +90,13 @@ class _Stack(nn.Module):
             ValueError: see :meth:`lstm_jax.LSTM.apply`.
             TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
+        slips.check_inputs(xs)
+        model = boxes.opened(self.model, _BOXES)
         key = None
-        if self.model.noisy and not deterministic:
+        if model.noisy and not deterministic:
             key = self.make_rng("dropout")
-        return self.model.apply(
-            self._params(),
+        return model.apply(
+            self._params(model),
             xs,
             state,
             lengths=lengths,
@@ -80,12 +108,15 @@ class _Stack(nn.Module):
             implementation=implementation,
         )
 
-    def step(self, state: layers.State, x: Array) -> tuple[layers.State, Array]:
+    def step(
+        self, state: layers.State, x: Array, *, reset: Array | None = None
+    ) -> tuple[layers.State, Array]:
         """Takes one step through the stack; see :meth:`lstm_jax.LSTM.step`.
 
         Call it as ``model.apply(variables, state, x, method="step")``.
         """
-        return self.model.step(self._params(), state, x)
+        model = boxes.opened(self.model, _BOXES)
+        return model.step(self._params(model), state, x, reset=reset)
 
     @nn.nowrap
     def zero_state(
@@ -95,12 +126,21 @@ class _Stack(nn.Module):
         return self.model.zero_state(batch_shape, dtype)
 
     @nn.nowrap
-    def _params(self) -> layers.Params:
-        return tuple(_from_dict(layer) for layer in self.layers)
+    def _params(self, model: Any) -> layers.Params:
+        return tuple(
+            _from_dict(layer, f"layer_{index}", cell)
+            for index, (layer, cell) in enumerate(
+                zip(self.layers, model.cells, strict=True)
+            )
+        )
 
 
+@slips.explained
 class Stack(_Stack):
-    """A stack of any cells whose parameters are ``LSTMParams``, for Flax Linen.
+    """A stack of any cells, for Flax Linen.
+
+    Parameters are found under ``layer_0/forward/kernel`` and so on: by field, key or
+    position in what the cell's ``init`` returns, or ``array`` where that is one array.
 
     Args:
         model: an :class:`lstm_jax.Stack` or :class:`lstm_jax.LSTM`.
@@ -118,11 +158,30 @@ class Stack(_Stack):
 
     model: Any
 
+    def __post_init__(self) -> None:
+        """Checks the model."""
+        slips.check_model(self.model)
+        super().__post_init__()
 
+
+def _body(description: type[Any]) -> dict[str, Any]:
+    """The body of a class that has the fields of a dataclass."""
+    hints, annotations, defaults = get_type_hints(description), {}, {}
+    for field in dataclasses.fields(description):
+        if field.kw_only:
+            annotations.setdefault("_", dataclasses.KW_ONLY)
+        annotations[field.name] = hints[field.name]
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return {"__annotations__": annotations, **defaults}
+
+
+@slips.explained
 class LSTM(_Stack):
     """A stack of LSTM layers, for Flax Linen.
 
-    The options are those of :class:`lstm_jax.LSTM`, and so are the errors they raise.
+    It takes what :class:`lstm_jax.LSTM` takes, where the options are listed with what
+    they mean and the errors they raise. Each is an attribute of the module, too.
     Parameters are found under ``layer_0/forward/kernel`` and so on.
 
     Example:
@@ -135,45 +194,27 @@ class LSTM(_Stack):
         ((2, 7, 5), (2, 5))
     """
 
-    input_size: int
-    hidden_size: int | tuple[int, ...]
-    num_layers: int = 1
-    _: dataclasses.KW_ONLY
-    bidirectional: bool = False
-    merge: str = "concat"
-    dropout: float = 0.0
-    residual: bool = False
-    skip: bool = False
-    input_dropout: layers.Rate = 0.0
-    output_dropout: float = 0.0
-    recurrent_dropout: layers.Rate = 0.0
-    drop_connect: layers.Rate = 0.0
-    zoneout_h: layers.Rate = 0.0
-    zoneout_c: layers.Rate = 0.0
-    proj_size: int | None = None
-    use_bias: bool = True
-    forget_bias: float = 1.0
-    kernel_init: Initializer = GLOROT_UNIFORM
-    recurrent_init: Initializer = ORTHOGONAL
-    bias_init: Initializer = initializers.zeros
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    peephole: bool = False
-    variant: str | tuple[str | None, ...] | None = None
-    layer_norm: str | None = None
-    gate_activation: Activation = jax.nn.sigmoid
-    candidate_activation: Activation = jnp.tanh
-    output_activation: Activation = jnp.tanh
-    clip: float | None = None
-    cell_clip: float | None = None
-    num_heads: int = 1
-    learn_initial_state: bool = False
+    if TYPE_CHECKING:
+
+        def __init__(  # noqa: D107
+            self,
+            input_size: int,
+            hidden_size: int | tuple[int, ...],
+            num_layers: int = 1,
+            *,
+            parent: Any = ...,
+            name: str | None = None,
+            **options: Unpack[layers.LSTMOptions],
+        ) -> None: ...
+
+    else:
+        vars().update(_body(layers.LSTM))
 
     def __post_init__(self) -> None:
-        """Checks the options, and makes tuples of lists."""
-        for name, value in vars(_describe(self)).items():
-            if isinstance(value, tuple):
-                setattr(self, name, value)
+        """Checks the options, and keeps them as their description does."""
+        model = _describe(self)
+        for field in dataclasses.fields(model):
+            setattr(self, field.name, getattr(model, field.name))
         super().__post_init__()
 
     @property
@@ -182,15 +223,23 @@ class LSTM(_Stack):
         return _describe(self)
 
 
-def params_of(variables: Any) -> layers.Params:
+# Defaults that are functions would look like methods, with help of their own.
+for _name, _value in list(vars(LSTM).items()):
+    if _name in layers.LSTMOptions.__annotations__ and callable(_value):
+        delattr(LSTM, _name)
+
+
+def params_of(variables: Any, model: Any = None) -> layers.Params:
     """Returns the module's parameters as :meth:`lstm_jax.LSTM.apply` takes them.
 
     Args:
-        variables: of an :class:`LSTM`. For one inside a larger model, pass
-            ``{"params": variables["params"][name]}``.
+        variables: of an :class:`LSTM` or a :class:`Stack`. For one inside a larger
+            model, pass ``{"params": variables["params"][name]}``.
+        model: the module, or the :class:`lstm_jax.Stack` it was made from. Needed where
+            a cell's parameters are not :class:`lstm_jax.LSTMParams`.
 
     Raises:
-        ValueError: if the variables are not those of an :class:`LSTM`.
+        ValueError: if the variables are not those of such a module, or of ``model``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -199,21 +248,30 @@ def params_of(variables: Any) -> layers.Params:
         >>> linen.params_of(variables)[0].forward.kernel.shape
         (3, 20)
     """
-    tree = variables.get("params", {})
-    if not tree or set(tree) != {f"layer_{index}" for index in range(len(tree))}:
+    tree = nn.meta.unbox(variables.get("params", {}))
+    cells, layers_of_model = [None] * len(tree), ""
+    if model is not None:
+        cells = boxes.opened(getattr(model, "model", model), _BOXES).cells
+        layers_of_model = f" with {len(cells)} layers"
+    names = [f"layer_{index}" for index in range(len(cells))]
+    if not names or set(tree) != set(names):
         raise ValueError(
-            "variables: expected {'params': {'layer_0': ...}}, as model.init returns "
-            f"it, got the keys {sorted(variables)} and in 'params' {sorted(tree)}. In "
-            "a larger model's variables this module's are under its name."
+            f"variables: expected {{'params': {{'layer_0': ...}}}}{layers_of_model}, "
+            f"as model.init returns it, got the keys {sorted(variables)} and in "
+            f"'params' {sorted(tree)}. In a larger model's variables this module's are "
+            "under its name."
         )
-    return tuple(_from_dict(tree[f"layer_{index}"]) for index in range(len(tree)))
+    return tuple(
+        _from_dict(tree[name], name, cell)
+        for name, cell in zip(names, cells, strict=True)
+    )
 
 
 def variables_of(params: layers.Params) -> dict[str, Any]:
     """Returns the module's variables that hold ``params``, converted weights say.
 
     Args:
-        params: as from :meth:`lstm_jax.LSTM.init`.
+        params: as from :meth:`lstm_jax.LSTM.init` or :meth:`lstm_jax.Stack.init`.
 
     Raises:
         TypeError: if ``params`` are not :class:`Directions`, one for each layer.
@@ -243,13 +301,24 @@ def _describe(module: LSTM) -> layers.LSTM:
     return layers.LSTM(**{name: getattr(module, name) for name in names})
 
 
-def _as_dict(layer: Directions) -> dict[str, dict[str, Array]]:
+def _as_dict(layer: Directions, is_leaf: Any = None) -> dict[str, Any]:
     return {
-        direction: {n: p for n, p in one._asdict().items() if p is not None}
+        direction: naming.nest(one, is_leaf)
         for direction, one in layer._asdict().items()
         if one is not None
     }
 
 
-def _from_dict(tree: Any) -> Directions:
-    return Directions(**{name: LSTMParams(**one) for name, one in tree.items()})
+def _from_dict(tree: Any, name: str, cell: Any = None) -> Directions:
+    """One layer's parameters; ``LSTMParams`` where the cell is not known."""
+    if not {"forward"} <= set(tree) <= set(Directions._fields):
+        raise ValueError(
+            f"variables: expected forward, and backward if there is one, in {name}, "
+            f"got {sorted(tree)}."
+        )
+    return Directions(
+        **{
+            direction: naming.unnest(one, f"variables: {name}/{direction}", cell)
+            for direction, one in tree.items()
+        }
+    )

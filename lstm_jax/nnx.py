@@ -2,65 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, Unpack
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 
-from lstm_jax import layers
-from lstm_jax.cells.lstm_cell import GLOROT_UNIFORM, ORTHOGONAL, Activation, Initializer
-from lstm_jax.types import Array, Directions, LSTMParams
+from lstm_jax import boxes, layers, naming
+from lstm_jax.checks import slips
+from lstm_jax.types import Array, Directions, PyTree
 
-
-class Direction(nnx.Module):
-    """The parameters of one layer in one direction, each an ``nnx.Param`` or None."""
-
-    def __init__(self, params: LSTMParams):
-        """Takes over ``params``."""
-        for name, value in params._asdict().items():
-            setattr(self, name, None if value is None else nnx.Param(value))
-
-    def load(self, params: LSTMParams) -> None:
-        """Sets the parameters to ``params``, which have the same fields."""
-        for name, value in params._asdict().items():
-            if value is not None:
-                getattr(self, name).set_value(jnp.asarray(value))
-
-    def params(self) -> LSTMParams:
-        """Returns the parameters as plain arrays."""
-        return LSTMParams(*(_value(getattr(self, name)) for name in LSTMParams._fields))
+F = TypeVar("F", bound=Callable[..., None])
 
 
-class Layer(nnx.Module):
-    """The directions of one layer."""
+def _open(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, nnx.VariableMetadata):
+        return value, None
+    return value.raw_value, dataclasses.replace(value, raw_value=None)
 
-    def __init__(self, directions: Directions):
-        """Takes over the parameters of the layer."""
-        self.forward = Direction(directions.forward)
-        backward = directions.backward
-        self.backward = None if backward is None else Direction(backward)
 
-    def load(self, directions: Directions) -> None:
-        """Sets the parameters to those of a layer with the same directions."""
-        self.forward.load(directions.forward)
-        if self.backward is not None:
-            self.backward.load(directions.backward)
+def _close(box: Any, array: Array, axes: int) -> Any:
+    metadata = dict(box.metadata)
+    if axes and metadata.get("out_sharding"):
+        metadata["out_sharding"] = (None,) * axes + tuple(metadata["out_sharding"])
+    return dataclasses.replace(box, raw_value=array, metadata=metadata)
 
-    def params(self) -> Directions:
-        """Returns the layer's parameters as plain arrays."""
-        backward = self.backward
-        return Directions(
-            self.forward.params(), None if backward is None else backward.params()
-        )
+
+_BOXES = boxes.Boxes("flax.nnx.with_partitioning", _open, _close)
+
+
+class Parameters(nnx.Module):
+    """Parameters by name: each an ``nnx.Param``, more of them, or None for none."""
+
+    def __init__(self, tree: dict[str, Any]):
+        """Takes over ``tree``, whose leaves are ``nnx.Param`` or None."""
+        for name, value in tree.items():
+            setattr(self, name, Parameters(value) if isinstance(value, dict) else value)
+
+
+class _Signature:
+    """Shows ``inspect.signature`` what a module's ``__init__`` takes.
+
+    It would see what the metaclass of NNX takes, which is anything.
+    """
+
+    def __get__(self, instance: Any, owner: type[Any]) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(owner.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 class Stack(nnx.Module):
     """A stack of any cells with its parameters, for Flax NNX.
 
-    The cells' parameters are :class:`lstm_jax.LSTMParams`. They are found under
-    ``layers/0/forward/kernel`` and so on.
+    Parameters are found under ``layers/0/forward/kernel`` and so on: by field, key or
+    position in what the cell's ``init`` returns, or ``array`` where that is one array.
+
+    A call returns ``(state, ys)``. An ``nnx.Sequential`` hands that on as two
+    arguments, which no other layer takes: put a module around this one that returns
+    ``ys`` alone.
 
     Args:
         model: an :class:`lstm_jax.Stack` or :class:`lstm_jax.LSTM`.
@@ -82,8 +88,12 @@ class Stack(nnx.Module):
         (2, 7, 8)
     """
 
+    __signature__ = _Signature()
+
+    @slips.explained
     def __init__(self, model: Any, *, rngs: nnx.Rngs):
         """Makes the parameters."""
+        slips.check_model(model)
         self.model = model
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(
@@ -92,8 +102,15 @@ class Stack(nnx.Module):
             )
         self.deterministic = False
         self.rngs = nnx.data(rngs.dropout.fork() if model.noisy else None)
-        params = self.model.init(rngs.params())
-        self.layers = nnx.List([Layer(layer) for layer in params])
+        params = self._plain.init(rngs.params())
+        self.layers = nnx.List(
+            _layer(cell, layer) for cell, layer in zip(model.cells, params, strict=True)
+        )
+
+    @property
+    def _plain(self) -> Any:
+        """The model, with initializers that return arrays."""
+        return boxes.opened(self.model, _BOXES)
 
     def load(self, params: layers.Params) -> None:
         """Sets the parameters to a pytree as :meth:`lstm_jax.LSTM.init` makes it.
@@ -115,13 +132,24 @@ class Stack(nnx.Module):
             >>> bool((model.layers[0].forward.kernel == params[0].forward.kernel).all())
             True
         """
-        self.model.check_params(params)
+        self._plain.check_params(params)
         for layer, directions in zip(self.layers, params, strict=True):
-            layer.load(directions)
+            for direction, one in directions._asdict().items():
+                leaves = zip(naming.names_of(one), jax.tree.leaves(one), strict=True)
+                for names, value in leaves:
+                    _set(_get(layer, direction, *names), value)
 
     def params(self) -> layers.Params:
         """Returns the parameters as :meth:`lstm_jax.LSTM.apply` takes them."""
-        return tuple(layer.params() for layer in self.layers)
+        return tuple(
+            Directions(
+                *(
+                    _read(cell, getattr(layer, direction))
+                    for direction in Directions._fields
+                )
+            )
+            for cell, layer in zip(self._plain.cells, self.layers, strict=True)
+        )
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Sets ``deterministic``; what ``nnx.view`` calls.
@@ -138,6 +166,7 @@ class Stack(nnx.Module):
         """Returns zeros; see :meth:`lstm_jax.LSTM.zero_state`."""
         return self.model.zero_state(batch_shape, dtype)
 
+    @slips.explained
     def __call__(
         self,
         xs: Array,
@@ -175,12 +204,13 @@ class Stack(nnx.Module):
             ValueError: see :meth:`lstm_jax.LSTM.apply`.
             TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
+        slips.check_inputs(xs)
         if deterministic is None:
             deterministic = self.deterministic
         key = None
         if self.model.noisy and not deterministic:
             key = _key(self.rngs if rngs is None else rngs)
-        return self.model.apply(
+        return self._plain.apply(
             self.params(),
             xs,
             state,
@@ -193,52 +223,38 @@ class Stack(nnx.Module):
             implementation=implementation,
         )
 
-    def step(self, state: layers.State, x: Array) -> tuple[layers.State, Array]:
+    def step(
+        self, state: layers.State, x: Array, *, reset: Array | None = None
+    ) -> tuple[layers.State, Array]:
         """Takes one step through the stack; see :meth:`lstm_jax.LSTM.step`."""
-        return self.model.step(self.params(), state, x)
+        return self._plain.step(self.params(), state, x)
+
+
+def _with_options(init: F) -> F:
+    """Shows the options of ``lstm_jax.LSTM`` in place of ``**options``."""
+    own = inspect.signature(init).parameters
+    options = inspect.signature(layers.LSTM).parameters
+    shown = [own["self"], *options.values(), own["rngs"]]
+    vars(init)["__signature__"] = inspect.Signature(shown)
+    return init
 
 
 class LSTM(Stack):
     """A stack of LSTM layers with its parameters, for Flax NNX.
 
+    It takes what :class:`lstm_jax.LSTM` takes, where the options are listed with what
+    they mean and the errors they raise.
+
     Args:
-        input_size: see :class:`lstm_jax.LSTM`, as for all but ``rngs``.
+        input_size: see :class:`lstm_jax.LSTM`.
         hidden_size: see :class:`lstm_jax.LSTM`.
         num_layers: see :class:`lstm_jax.LSTM`.
-        bidirectional: see :class:`lstm_jax.LSTM`.
-        merge: see :class:`lstm_jax.LSTM`.
-        dropout: see :class:`lstm_jax.LSTM`.
-        residual: see :class:`lstm_jax.LSTM`.
-        skip: see :class:`lstm_jax.LSTM`.
-        input_dropout: see :class:`lstm_jax.LSTM`.
-        output_dropout: see :class:`lstm_jax.LSTM`.
-        recurrent_dropout: see :class:`lstm_jax.LSTM`.
-        drop_connect: see :class:`lstm_jax.LSTM`.
-        zoneout_h: see :class:`lstm_jax.LSTM`.
-        zoneout_c: see :class:`lstm_jax.LSTM`.
-        proj_size: see :class:`lstm_jax.LSTM`.
-        use_bias: see :class:`lstm_jax.LSTM`.
-        forget_bias: see :class:`lstm_jax.LSTM`.
-        kernel_init: see :class:`lstm_jax.LSTM`.
-        recurrent_init: see :class:`lstm_jax.LSTM`.
-        bias_init: see :class:`lstm_jax.LSTM`.
-        dtype: see :class:`lstm_jax.LSTM`.
-        param_dtype: see :class:`lstm_jax.LSTM`.
-        peephole: see :class:`lstm_jax.LSTM`.
-        variant: see :class:`lstm_jax.LSTM`.
-        layer_norm: see :class:`lstm_jax.LSTM`.
-        gate_activation: see :class:`lstm_jax.LSTM`.
-        candidate_activation: see :class:`lstm_jax.LSTM`.
-        output_activation: see :class:`lstm_jax.LSTM`.
-        clip: see :class:`lstm_jax.LSTM`.
-        cell_clip: see :class:`lstm_jax.LSTM`.
-        num_heads: see :class:`lstm_jax.LSTM`.
-        learn_initial_state: see :class:`lstm_jax.LSTM`.
         rngs: see :class:`Stack`.
+        **options: see :class:`lstm_jax.LSTM`; by name.
 
     Raises:
         ValueError: if an option is out of its range.
-        TypeError: if an option has the wrong type.
+        TypeError: if an option has the wrong type, or there is none of that name.
 
     Example:
         >>> import jax.numpy as jnp
@@ -250,83 +266,61 @@ class LSTM(Stack):
         ((2, 7, 5), (2, 5))
     """
 
+    @slips.explained
+    @_with_options
     def __init__(
         self,
         input_size: int,
         hidden_size: int | tuple[int, ...],
         num_layers: int = 1,
         *,
-        bidirectional: bool = False,
-        merge: str = "concat",
-        dropout: float = 0.0,
-        residual: bool = False,
-        skip: bool = False,
-        input_dropout: layers.Rate = 0.0,
-        output_dropout: float = 0.0,
-        recurrent_dropout: layers.Rate = 0.0,
-        drop_connect: layers.Rate = 0.0,
-        zoneout_h: layers.Rate = 0.0,
-        zoneout_c: layers.Rate = 0.0,
-        proj_size: int | None = None,
-        use_bias: bool = True,
-        forget_bias: float = 1.0,
-        kernel_init: Initializer = GLOROT_UNIFORM,
-        recurrent_init: Initializer = ORTHOGONAL,
-        bias_init: Initializer = initializers.zeros,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        peephole: bool = False,
-        variant: str | tuple[str | None, ...] | None = None,
-        layer_norm: str | None = None,
-        gate_activation: Activation = jax.nn.sigmoid,
-        candidate_activation: Activation = jnp.tanh,
-        output_activation: Activation = jnp.tanh,
-        clip: float | None = None,
-        cell_clip: float | None = None,
-        num_heads: int = 1,
-        learn_initial_state: bool = False,
         rngs: nnx.Rngs,
+        **options: Unpack[layers.LSTMOptions],
     ):
         """Makes the parameters."""
-        model = layers.LSTM(
-            input_size,
-            hidden_size,
-            num_layers,
-            bidirectional=bidirectional,
-            merge=merge,
-            dropout=dropout,
-            residual=residual,
-            skip=skip,
-            input_dropout=input_dropout,
-            output_dropout=output_dropout,
-            recurrent_dropout=recurrent_dropout,
-            drop_connect=drop_connect,
-            zoneout_h=zoneout_h,
-            zoneout_c=zoneout_c,
-            proj_size=proj_size,
-            use_bias=use_bias,
-            forget_bias=forget_bias,
-            kernel_init=kernel_init,
-            recurrent_init=recurrent_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            peephole=peephole,
-            variant=variant,
-            layer_norm=layer_norm,
-            gate_activation=gate_activation,
-            candidate_activation=candidate_activation,
-            output_activation=output_activation,
-            clip=clip,
-            cell_clip=cell_clip,
-            num_heads=num_heads,
-            learn_initial_state=learn_initial_state,
-        )
+        model = layers.LSTM(input_size, hidden_size, num_layers, **options)
         super().__init__(model, rngs=rngs)
 
 
-def _value(param: Any) -> Any:
-    return None if param is None else param.get_value()
+def _layer(cell: Any, directions: Directions) -> Parameters:
+    """The parameters of a layer as a module."""
+
+    def is_leaf(value: Any) -> bool:
+        return value is None or isinstance(value, nnx.Variable)
+
+    tree = {}
+    for name, params in directions._asdict().items():
+        if params is not None:
+            params = boxes.boxed(cell, _BOXES, jax.tree.map(_own, params))
+            params = naming.nest(jax.tree.map(nnx.Param, params), is_leaf)
+        tree[name] = params
+    return Parameters(tree)
+
+
+def _read(cell: Any, parameters: Parameters | None) -> PyTree:
+    """The parameters of one direction as the cell has them."""
+    if parameters is None:
+        return None
+    names, structure = naming.layout(cell)
+    return structure.unflatten(_get(parameters, *one).get_value() for one in names)
+
+
+def _get(parameters: Parameters, *names: str) -> Any:
+    return functools.reduce(getattr, names, parameters)
+
+
+def _set(param: Any, value: Any) -> None:
+    """Gives a parameter a value of its own, placed as the one before was."""
+    value, before = _own(value), param.get_value()
+    traced = isinstance(before, jax.core.Tracer) or not isinstance(before, jax.Array)
+    if not traced and before.committed:
+        value = jax.device_put(value, before.sharding)
+    param.set_value(value)
+
+
+def _own(value: Any) -> Array:
+    """A copy: a buffer that is donated elsewhere, or changed, is no other's."""
+    return jnp.array(value, copy=True)
 
 
 def _key(rngs: Any) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lstm_jax import connections, sequence
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype, step
-from lstm_jax.checks import arrays, trees
+from lstm_jax.checks import arrays, slips, trees
 from lstm_jax.descriptions.base import Description
 from lstm_jax.numerics import where_rows
 from lstm_jax.recurrence import choice, loop, meshes
@@ -337,6 +337,7 @@ class Layers(Description):
         return None if made == self else made
 
 
+@slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class Stack(Layers):
     """A stack of any cells, of one kind or of several.

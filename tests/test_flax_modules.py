@@ -1,6 +1,5 @@
 """The Flax modules are the stack: same options and numbers, Flax's conventions."""
 
-import inspect
 import subprocess
 import sys
 
@@ -132,16 +131,6 @@ def test_gradients_are_the_stack_s(kind):
     assert len(grads) == 2 * 2 * 3
     for (layer, direction, name), value in grads.items():
         assert_close(value, getattr(getattr(expected[layer], direction), name))
-
-
-@pytest.mark.parametrize("make", [nnx.LSTM.__init__, linen.LSTM])
-def test_options_are_the_stack_s(make):
-    parameters = dict(inspect.signature(make).parameters)
-    for own in ("self", "rngs", "parent", "name"):
-        parameters.pop(own, None)
-    summary = [(p.name, p.kind, p.default) for p in parameters.values()]
-    stack = inspect.signature(lj.LSTM).parameters.values()
-    assert summary == [(p.name, p.kind, p.default) for p in stack]
 
 
 @KINDS

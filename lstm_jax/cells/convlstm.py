@@ -17,7 +17,7 @@ from lstm_jax.cells.lstm_cell import (
     Initializer,
     start_from,
 )
-from lstm_jax.checks import arrays, options
+from lstm_jax.checks import arrays, options, slips
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, merges_rows
 from lstm_jax.types import Array, LSTMParams, LSTMState
@@ -26,6 +26,7 @@ from lstm_jax.types import Array, LSTMParams, LSTMState
 Sizes = Any
 
 
+@slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class ConvLSTMCell(Cell):
     """One step of a convolutional LSTM, as a description that holds no arrays.

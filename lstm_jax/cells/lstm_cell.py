@@ -12,7 +12,7 @@ from jax.nn import initializers
 
 from lstm_jax.cells import variants
 from lstm_jax.cells.base import Cell
-from lstm_jax.checks import arrays, options, trees
+from lstm_jax.checks import arrays, options, slips, trees
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams, LSTMState
@@ -21,6 +21,7 @@ Initializer = Callable[..., Array]
 Activation = Callable[[Array], Array]
 
 
+@slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class LSTMCell(Cell):
     r"""One step of an LSTM, as a description that holds no arrays.

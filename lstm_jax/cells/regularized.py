@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, as_cell
-from lstm_jax.checks import arrays, options
+from lstm_jax.checks import arrays, options, slips
 from lstm_jax.numerics import accumulation_dtype, as_last_axes
 from lstm_jax.types import Array, PyTree
 
@@ -26,6 +26,7 @@ RATES: tuple[str, ...] = (
 _IN_THE_LOOP = ("output_dropout", "recurrent_dropout", "zoneout_h", "zoneout_c")
 
 
+@slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class Regularized(Cell):
     """A cell with noise in its recurrence while it is trained.
@@ -272,6 +273,7 @@ class _Noise(NamedTuple):
     output_mask: Array | None
 
 
+@slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Noisy(Cell):
     """A regularized cell while it is trained, as the loop takes it."""

@@ -15,7 +15,7 @@ from lstm_jax.cells.lstm_cell import (
     init_recurrent,
     start_from,
 )
-from lstm_jax.checks import arrays, options
+from lstm_jax.checks import arrays, options, slips
 from lstm_jax.initializers import glorot_uniform
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams
@@ -37,6 +37,7 @@ class SLSTMState(NamedTuple):
     m: Array
 
 
+@slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class SLSTMCell(Cell):
     r"""One step of the sLSTM, as a description that holds no arrays.
