@@ -1,5 +1,8 @@
 """The LSTM library for JAX."""
 
+import importlib as _importlib
+import typing as _typing
+
 from lstm_jax import convert as convert
 from lstm_jax.cells.base import Cell as Cell
 from lstm_jax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
@@ -53,3 +56,16 @@ __all__ = (
     "scan_states",
     "stream",
 )
+
+# Loaded when they are first named, with what they need: Optax, Flax.
+_LAZY = ("data", "linen", "nnx", "training")
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name in _LAZY:
+        return _importlib.import_module(f"lstm_jax.{name}")
+    raise AttributeError(f"module 'lstm_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -227,7 +227,7 @@ class Stack(nnx.Module):
         self, state: layers.State, x: Array, *, reset: Array | None = None
     ) -> tuple[layers.State, Array]:
         """Takes one step through the stack; see :meth:`lstm_jax.LSTM.step`."""
-        return self._plain.step(self.params(), state, x)
+        return self._plain.step(self.params(), state, x, reset=reset)
 
 
 def _with_options(init: F) -> F:

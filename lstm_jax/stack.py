@@ -78,6 +78,7 @@ class Layers(Description):
             for cell in self.cells
         )
 
+    @slips.explained
     def apply(
         self,
         params: Params,
@@ -121,6 +122,7 @@ class Layers(Description):
             ValueError: if a shape, a value of ``lengths`` or an option is wrong.
             TypeError: if a type or dtype is wrong.
         """
+        slips.check_inputs(xs)
         given = Options(
             lengths=lengths,
             mask=mask,

@@ -13,11 +13,20 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 
 Array = jax.Array
 PyTree = Any
 
 
+def serializable(cls: Any) -> Any:
+    """Lets a NamedTuple be an argument or a result of an exported program."""
+    name = f"lstm_jax.{cls.__name__}"
+    jax.export.register_namedtuple_serialization(cls, serialized_name=name)
+    return cls
+
+
+@serializable
 class LSTMState(NamedTuple):
     """What an LSTM carries from one step to the next.
 
@@ -33,6 +42,7 @@ class LSTMState(NamedTuple):
     c: Array
 
 
+@serializable
 class LSTMParams(NamedTuple):
     """The parameters of one layer in one direction.
 
@@ -71,6 +81,7 @@ class LSTMParams(NamedTuple):
     initial_c: Array | None = None
 
 
+@serializable
 class Directions(NamedTuple):
     """What one layer of a stack holds for each direction.
 

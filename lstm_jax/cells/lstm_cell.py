@@ -61,8 +61,9 @@ class LSTMCell(Cell):
             ``h = o * act(LN(c))`` with scale and shift, as Haste computes it; "ba" for
             the same with a shift at each, as Ba et al. write it (arXiv:1607.06450). All
             gates are normalised together, with epsilon 1e-5.
-        gate_activation: of i, f and o; Keras's ``recurrent_activation``. Its hard
-            sigmoid is ``jax.nn.hard_sigmoid``.
+        gate_activation: of i, f and o; Keras's ``recurrent_activation``. The hard
+            sigmoid of Keras 3 is ``jax.nn.hard_sigmoid``, of slope 1/6; that of Keras 1
+            and 2, TensorFlow 1 and ONNX is another, ``clip(0.2 * x + 0.5, 0, 1)``.
         candidate_activation: of g.
         output_activation: of c on the way to h.
         clip: pre-activations are clipped to [-clip, clip], as in ONNX.

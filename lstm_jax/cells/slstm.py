@@ -18,9 +18,10 @@ from lstm_jax.cells.lstm_cell import (
 from lstm_jax.checks import arrays, options, slips
 from lstm_jax.initializers import glorot_uniform
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
-from lstm_jax.types import Array, LSTMParams
+from lstm_jax.types import Array, LSTMParams, serializable
 
 
+@serializable
 class SLSTMState(NamedTuple):
     """What an sLSTM carries from one step to the next.
 

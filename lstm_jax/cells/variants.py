@@ -9,7 +9,7 @@ from jax import lax
 
 from lstm_jax.checks import options
 from lstm_jax.numerics import as_last_axes, matmul
-from lstm_jax.types import Array, LSTMParams
+from lstm_jax.types import Array, LSTMParams, serializable
 
 # The names of "LSTM: A Search Space Odyssey" (arXiv:1503.04069). Its NP is the standard
 # cell, and its other eight have peepholes.
@@ -19,6 +19,7 @@ _MISSING_GATE = {"NIG": "i", "NFG": "f", "NOG": "o", "CIFG": "f"}
 _EPSILON = 1e-5
 
 
+@serializable
 class GateState(NamedTuple):
     """What an LSTM with full gate recurrence carries from one step to the next.
 

@@ -213,7 +213,7 @@ def check_layers(name: str, cells: Any, value: Any, bidirectional: bool) -> None
     expected = (
         f"a tuple of L = {layers} Directions of {kind.__name__}, as from model.{maker}"
     )
-    if isinstance(value, kind):
+    if isinstance(value, kind) and hasattr(kind, "_fields"):
         hint = ""
         if layers == 1:
             hint = f"Write (lstm_jax.Directions({name}),)."
