@@ -63,14 +63,17 @@ class Scaled(lj.LSTMCell):
 
 @dataclasses.dataclass(frozen=True)
 class Derived(lj.LSTMCell):
-    """A cell of a user's with a field that is not an option."""
+    """A cell of a user's with fields that are no options."""
 
     doubled: int = dataclasses.field(init=False, repr=False)
+    inner: Any = dataclasses.field(init=False, repr=False)
 
     INIT_ONLY: ClassVar = ("kernel_init",)
 
     def __post_init__(self):
         object.__setattr__(self, "doubled", 2 * self.hidden_size)
+        inner = lj.LSTMCell(3, 5, kernel_init=self.kernel_init)
+        object.__setattr__(self, "inner", inner)
         super().__post_init__()
 
 
