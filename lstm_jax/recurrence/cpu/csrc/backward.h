@@ -185,10 +185,15 @@ class Backward {
   // The gradient of a block of h after a step that is valid; the step has used it up.
   Vec TakeHidden(int64_t time, int64_t row, int64_t block) {
     float* carried = LeftAt<float>(dh_, h_rows_, block, row);
-    Vec dh = Load(carried);
+    Vec dh = LiveBlock(Load(carried), s_.outputs, block);
     if (p_.d_ys) dh += LoadBlock(p_.d_ys, time * s_.rows + row, s_.outputs, block);
     Store(carried, Vec{});
     return dh;
+  }
+
+  // The gradient of a block of h before its projection.
+  Vec TakeProjected(int64_t row, int64_t block) const {
+    return LiveBlock(Load(LeftAt<float>(dm_, h_rows_, block, row)), s_.units, block);
   }
 
   // dz and the gradient of c before step n, for one block of units. Row r of the step
@@ -202,7 +207,7 @@ class Backward {
       if (steps_.Valid(time, row)) {
         const Taped t = tape_.Read(time, block, row);
         const Vec c = Tanh(t.c);
-        const Vec dm = s_.projected ? Load(LeftAt<float>(dm_, h_rows_, block, row))
+        const Vec dm = s_.projected ? TakeProjected(row, block)
                                     : TakeHidden(time, row, block);
         Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
         if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);

@@ -192,9 +192,12 @@ class BlockProducts {
       from = {sums.data, sums.row_step, sums.panel_step};
     }
     for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t at = block.first_row + row;
+      // What is not valid takes no part, whatever the weights: NaN * 0 is NaN.
+      const bool valid = steps_.Valid(at / s_.rows, at % s_.rows);
       for (int64_t n = 0; n < UnitBlocks(s_.inputs); ++n) {
-        StoreBlock(p_.d_xs, block.first_row + row, s_.inputs, n,
-                   Load(sums.At(row - rows.begin, n / 2).data + n % 2 * kWidth));
+        const float* sum = sums.At(row - rows.begin, n / 2).data + n % 2 * kWidth;
+        StoreBlock(p_.d_xs, at, s_.inputs, n, valid ? Load(sum) : Vec{});
       }
     }
   }

@@ -184,7 +184,7 @@ class Forward {
       return z.At(-rows.begin, 2 * (block - blocks.begin)).data;
     };
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      Activate(rows, row_zero(block));
+      Activate(rows, block, row_zero(block));
     }
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       Update(n, rows, block, row_zero(block));
@@ -238,14 +238,17 @@ class Forward {
   Sums<float> Z() const { return {z_, kPanel, z_rows_ * kPanel}; }
 
   // The gates of one block of units, in place; `z` is row 0 of its first panel.
-  void Activate(Range rows, float* z) {
+  void Activate(Range rows, int64_t block, float* z) {
+    const auto load = [&](const float* from) __attribute__((always_inline)) {
+      return LiveBlock(Load(from), s_.units, block);
+    };
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       float* input_forget = z + row * kPanel;
       float* candidate_output = input_forget + z_rows_ * kPanel;
-      Store(input_forget, Sigmoid(Load(input_forget)));
-      Store(input_forget + kWidth, Sigmoid(Load(input_forget + kWidth)));
-      Store(candidate_output, Tanh(Load(candidate_output)));
-      Store(candidate_output + kWidth, Sigmoid(Load(candidate_output + kWidth)));
+      Store(input_forget, Sigmoid(load(input_forget)));
+      Store(input_forget + kWidth, Sigmoid(load(input_forget + kWidth)));
+      Store(candidate_output, Tanh(load(candidate_output)));
+      Store(candidate_output + kWidth, Sigmoid(load(candidate_output + kWidth)));
     }
   }
 
@@ -296,7 +299,8 @@ class Forward {
           Hold(n, block, row);
           continue;
         }
-        const Vec h = Load(LeftAt<float>(projected_, h_rows_, block, row));
+        const Vec h = LiveBlock(Load(LeftAt<float>(projected_, h_rows_, block, row)),
+                                s_.outputs, block);
         Emit(p_.ys, time, block, row, h);
         CarryHidden(n, block, row, h);
       }

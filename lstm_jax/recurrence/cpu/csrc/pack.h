@@ -20,7 +20,13 @@ LSTM_INLINE Vec LoadBlock(const Scalar* from, int64_t row, int64_t size, int64_t
   return LoadUpTo(from + row * size + column, Count(size - column));
 }
 
-// The same to memory; to nowhere, if that is null.
+// Block `block` of a row of `size` numbers, without what a product left in the lanes beyond
+// them.
+LSTM_INLINE Vec LiveBlock(Vec v, int64_t size, int64_t block) {
+  return LiveLanes(v, Count(size - block * kWidth));
+}
+
+// A block of numbers to memory; to nowhere, if that is null.
 template <class Scalar>
 LSTM_INLINE void StoreBlock(Scalar* to, int64_t row, int64_t size, int64_t block, Vec v) {
   if (!to) return;

@@ -34,7 +34,8 @@ class Tape {
       StoreUnit(to + kWidth / 2, t.f);
       StoreSymmetric(to + kWidth, t.g);
       StoreUnit(to + kWidth / 2 * 3, t.o);
-      Store(to + 2 * kWidth, t.c);
+      // 16 bits hold no NaN: c, which the others make NaN themselves, stands for that of o.
+      Store(to + 2 * kWidth, Select(t.o == t.o, t.c, t.o));
     }
   }
 

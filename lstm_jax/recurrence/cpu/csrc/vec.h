@@ -45,6 +45,17 @@ LSTM_INLINE Vec Select(IntVec condition, Vec on_true, Vec on_false) {
   return condition ? on_true : on_false;
 }
 
+alignas(64) constexpr int32_t kLaneNumbers[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                 8, 9, 10, 11, 12, 13, 14, 15};
+
+// The first `count` lanes of v, and zeros. What stands beyond the last unit must be 0
+// and not something times 0, which is NaN where the something is not finite.
+LSTM_INLINE Vec LiveLanes(Vec v, int count) {
+  IntVec numbers;
+  std::memcpy(&numbers, kLaneNumbers, sizeof(numbers));
+  return Select(numbers < count, v, Vec{});
+}
+
 // What is beyond the limit becomes the limit; NaN stays NaN.
 LSTM_INLINE Vec AtMost(Vec x, float limit) {
   return Select(x > limit, Broadcast(limit), x);
