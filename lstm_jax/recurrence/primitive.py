@@ -32,7 +32,7 @@ from lstm_jax.recurrence.cpu import calls as native
 from lstm_jax.recurrence.cpu.calls import DIFFERENTIABLE, Call, Inputs, Outputs
 
 # Where an output has its batch axis.
-_OUTPUT_AXES = Outputs(ys=1, cs=1, h=0, c=0, tape=2, entering=1)
+_OUTPUT_AXES = Outputs(ys=1, cs=1, h=0, c=0, gates=1, cells=1, entering=1)
 
 
 def _primitive(name: str, kernel: Callable | None, reference: Callable) -> Primitive:
@@ -102,14 +102,18 @@ def _run_jvp(primals, tangents, *, call):
     inputs = call.inputs(primals)
     hidden = ["entering" if native.has_controls(one) else "ys" for one in inputs]
     wanted = tuple(
-        tuple(name for name in Outputs._fields if name in {*names, "tape", entered})
+        tuple(
+            name
+            for name in Outputs._fields
+            if name in {*names, "gates", "cells", entered}
+        )
         for names, entered in zip(call.emit, hidden, strict=True)
     )
     outputs = run(inputs, dataclasses.replace(call, emit=wanted))
     saved = [
         array
         for one, entered in zip(outputs, hidden, strict=True)
-        for array in (one.tape, getattr(one, entered))
+        for array in (one.gates, one.cells, getattr(one, entered))
     ]
     moving = tuple(
         tuple(name for name in names if name in DIFFERENTIABLE) for names in call.emit
@@ -212,7 +216,8 @@ def _emit_axes(call: Call) -> list[int]:
 
 
 def _saved_axes(call: Call) -> list[int]:
-    return [_OUTPUT_AXES.tape, _OUTPUT_AXES.ys] * len(call.emit)
+    axes = _OUTPUT_AXES
+    return [axes.gates, axes.cells, axes.ys] * len(call.emit)
 
 
 def _run_axes(call):

@@ -4,11 +4,11 @@ Everything here is time-major with one batch axis: ``xs`` is ``[T, B, I]``. One 
 runs one direction of a layer, or both side by side, so what it is given and what it
 returns come in tuples of one or two.
 
-The kernels save, for the backward pass, the *tape*: for each step, block of W units (W
-floats fill a vector of the processor) and row the values of i, f, g, o and of c after
-the step, ``[T, ceil(H / W), B, 5 W]``, float32; in bfloat16 the gates have 16 bits
-each, and 5 W is 3 W. Where there are controls, they save the h that entered each step
-too.
+The kernels save, for the backward pass, of each step and row the values of i, f, g and
+o, and c after the step: ``gates`` is ``[T, B, 4 Hp]`` and ``cells`` ``[T, B, Hp]``,
+where Hp is H rounded up to a multiple of 16. Both hold bits: those of float32 in
+uint32, and in bfloat16 gates of 16 bits in uint16. Where there are controls, they save
+the h that entered each step too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from lstm_jax.recurrence import xla
 from lstm_jax.recurrence.cpu import library
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
-_TAPE_ENTRIES = {jnp.dtype(jnp.float32): 5, jnp.dtype(jnp.bfloat16): 3}
+_GATE_BITS = {jnp.dtype(jnp.float32): jnp.uint32, jnp.dtype(jnp.bfloat16): jnp.uint16}
+# Units whose gates are saved together.
+_GROUP = 16
 
 # The outputs that have tangents.
 DIFFERENTIABLE = ("ys", "cs", "h", "c")
@@ -50,7 +52,8 @@ class Outputs(NamedTuple):
     cs: Any = None
     h: Any = None
     c: Any = None
-    tape: Any = None
+    gates: Any = None
+    cells: Any = None
     entering: Any = None
 
 
@@ -98,7 +101,7 @@ class Call:
     @property
     def saved(self) -> int:
         """How many arrays are saved for the backward pass."""
-        return 2 * len(self.reverse)
+        return 3 * len(self.reverse)
 
     @property
     def reverse_bits(self) -> np.int64:
@@ -110,14 +113,15 @@ def output_shapes(inputs: Inputs) -> Outputs:
     """Shapes and dtypes of all that the forward kernel can return."""
     (T, B, _), P = inputs.xs.shape, inputs.state.h.shape[-1]
     H, dtype = inputs.state.c.shape[-1], inputs.xs.dtype
-    W, entries = library.width(), _TAPE_ENTRIES[dtype]
+    padded = -(-H // _GROUP) * _GROUP
     float32 = jnp.float32
     return Outputs(
         ys=jax.ShapeDtypeStruct((T, B, P), dtype),
         cs=jax.ShapeDtypeStruct((T, B, H), float32),
         h=jax.ShapeDtypeStruct((B, P), dtype),
         c=jax.ShapeDtypeStruct((B, H), float32),
-        tape=jax.ShapeDtypeStruct((T, -(-H // W), B, entries * W), float32),
+        gates=jax.ShapeDtypeStruct((T, B, 4 * padded), _GATE_BITS[dtype]),
+        cells=jax.ShapeDtypeStruct((T, B, padded), jnp.uint32),
         entering=jax.ShapeDtypeStruct((T, B, P), dtype),
     )
 
@@ -184,8 +188,8 @@ def run(*leaves: Array, call: Call) -> list[Array]:
 def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
     """The backward kernel: the gradients of the inputs that ``which`` says.
 
-    The arguments are the inputs; for each direction the tape and the h that entered the
-    steps (or without controls ys); and the cotangents of ``call.emit``.
+    The arguments are the inputs; for each direction the gates, the cells and the h that
+    entered the steps (or without controls ys); and the cotangents of ``call.emit``.
     """
     leaves, saved, given = split(args, call.leaves, call.saved)
     wanted = call.inputs(
@@ -194,9 +198,8 @@ def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
     inputs, cotangents = call.inputs(leaves), call.outputs(given)
     operands, shapes = [], []
     for n, one in enumerate(inputs):
-        tape, hidden = saved[2 * n], saved[2 * n + 1]
         operands += _operands(one)
-        operands += _backward_operands(one, tape, hidden, cotangents[n])
+        operands += _backward_operands(one, saved[3 * n : 3 * n + 3], cotangents[n])
         shapes += _backward_shapes(wanted[n], one.xs.dtype)
     kernel = jax.ffi.ffi_call(library.BACKWARD, shapes)
     results = kernel(*operands, reverse=call.reverse_bits)
@@ -210,16 +213,16 @@ def pullback(*args: Array, call: Call, which: tuple[bool, ...]) -> list[Array]:
     ]
 
 
-def _backward_operands(
-    inputs: Inputs, tape: Array, hidden: Array, cotangents: Outputs
-) -> list[Array]:
+def _backward_operands(inputs: Inputs, saved: Any, cotangents: Outputs) -> list[Array]:
+    gates, cells, hidden = saved
     controlled, dtype = has_controls(inputs), inputs.xs.dtype
     empty = _or_empty(None, dtype)
     (h, c), d_h, d_c = inputs.state, cotangents.h, cotangents.c
     return [
         empty if controlled else hidden,
         hidden if controlled else empty,
-        tape,
+        gates,
+        cells,
         _or_empty(cotangents.ys, dtype),
         _or_empty(cotangents.cs, jnp.float32),
         jnp.zeros_like(h) if d_h is None else d_h,
@@ -268,7 +271,7 @@ def _as_inputs(
 
 
 def reference_run(*leaves: Array, call: Call) -> list[Array]:
-    """What :func:`run` returns, by the reference; nothing needs its tape."""
+    """What :func:`run` returns, by the reference; nothing needs what it saves."""
     return call.emitted(
         _reference_one(call.cell, inputs, reverse)
         for inputs, reverse in zip(call.inputs(leaves), call.reverse, strict=True)

@@ -41,11 +41,6 @@ def missing() -> str | None:
     return None
 
 
-def width() -> int:
-    """Units in one block of the tape: floats in a vector of this processor."""
-    return load().lstm_jax_width()
-
-
 def instruction_set() -> str:
     """The name of the instruction set that the kernels use here."""
     return load().lstm_jax_isa().decode()

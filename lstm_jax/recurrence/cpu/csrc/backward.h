@@ -28,7 +28,7 @@ class Backward {
         steps_(problem.sizes, problem.controls),
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
-        tape_(p_.tape, blocks_, s_.rows),
+        tape_(p_.gates, p_.cells, s_.units, s_.rows),
         unit_panels_(CeilDiv(s_.units, kPanel)),
         output_panels_(CeilDiv(s_.outputs, kPanel)),
         depth_(GateDepth(s_.units) / kPerLane<Scalar>),
@@ -139,9 +139,7 @@ class Backward {
       const int64_t time = steps_.Time(n);
       const int64_t start = (time - times.begin) * s_.rows;
       if (s_.projected) Unproject(time, start, rows);
-      for (int64_t block = 0; block < blocks_; ++block) {
-        Gates(n, start, rows, block);
-      }
+      Gates(n, start, rows, {0, blocks_});
       Recur(time, start, rows, {0, output_panels_});
     }
   }
@@ -156,10 +154,7 @@ class Backward {
       const int64_t start = (time - times.begin) * s_.rows;
       for (const Piece& piece : mine) {
         const Range panels = piece.blocks;
-        for (int64_t block = 2 * panels.begin; block < Min(2 * panels.end, blocks_);
-             ++block) {
-          Gates(n, start, piece.rows, block);
-        }
+        Gates(n, start, piece.rows, {2 * panels.begin, Min(2 * panels.end, blocks_)});
       }
       team.Barrier(rank);
       for (const Piece& piece : mine) Recur(time, start, piece.rows, piece.blocks);
@@ -198,33 +193,34 @@ class Backward {
 
   // dz and the gradient of c before step n, for one block of units. Row r of the step
   // is row start + r of the block of steps.
-  void Gates(int64_t n, int64_t start, Range rows, int64_t block) {
+  void Gates(int64_t n, int64_t start, Range rows, Range blocks) {
     const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      float* carried = CellAt(dc_, s_.rows, block, row);
-      Vec dz[4] = {};
-      Vec m = {};
-      if (steps_.Valid(time, row)) {
-        const Taped t = tape_.Read(time, block, row);
-        const Vec c = Tanh(t.c);
-        const Vec dm = s_.projected ? TakeProjected(row, block)
-                                    : TakeHidden(time, row, block);
-        Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
-        if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
-        dz[0] = dc * t.g * (t.i * (1.0f - t.i));
-        dz[1] = dc * Before(n, block, row) * (t.f * (1.0f - t.f));
-        dz[2] = dc * t.i * (1.0f - t.g * t.g);
-        dz[3] = dm * c * (t.o * (1.0f - t.o));
-        m = t.o * c;
-        Store(carried, dc * t.f);
-      }
-      for (int gate = 0; gate < 4; ++gate) {
-        float* to = LeftAt<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
-        StoreLeft<Scalar>(to, dz[gate]);
-      }
-      StoreBlock(m_, start + row, s_.units, block, m);
-      if (steps_.Reset(time, row)) {
-        MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
+      const bool valid = steps_.Valid(time, row), reset = steps_.Reset(time, row);
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        float* carried = CellAt(dc_, s_.rows, block, row);
+        Vec dz[4] = {};
+        Vec m = {};
+        if (valid) {
+          const Taped t = tape_.Read(time, block, row);
+          const Vec c = Tanh(t.c);
+          const Vec dm = s_.projected ? TakeProjected(row, block)
+                                      : TakeHidden(time, row, block);
+          Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
+          if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
+          dz[0] = dc * t.g * (t.i * (1.0f - t.i));
+          dz[1] = dc * Before(n, block, row) * (t.f * (1.0f - t.f));
+          dz[2] = dc * t.i * (1.0f - t.g * t.g);
+          dz[3] = dm * c * (t.o * (1.0f - t.o));
+          m = t.o * c;
+          Store(carried, dc * t.f);
+        }
+        for (int gate = 0; gate < 4; ++gate) {
+          float* to = LeftAt<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
+          StoreLeft<Scalar>(to, dz[gate]);
+        }
+        StoreBlock(m_, start + row, s_.units, block, m);
+        if (reset) MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
       }
     }
   }
@@ -287,7 +283,7 @@ class Backward {
   const Steps<Scalar> steps_;
   const int threads_;
   const int64_t blocks_;         // of units
-  const Tape<Scalar, const float> tape_;
+  const Tape<const GateBits<Scalar>, const uint32_t> tape_;
   const int64_t unit_panels_;    // of units
   const int64_t output_panels_;  // of h
   const int64_t depth_;             // of products over all gates, in lanes

@@ -94,6 +94,10 @@ constexpr DataType kType = DataType::F32;
 template <>
 constexpr DataType kType<BFloat16> = DataType::BF16;
 
+// Of saved gates; see problem.h.
+template <class Scalar>
+constexpr DataType kGates = sizeof(Scalar) == 4 ? DataType::U32 : DataType::U16;
+
 // Buffers of one direction; a call has those of one direction after those of the other.
 class Buffers {
  public:
@@ -157,11 +161,6 @@ void CheckInputs(const Inputs& in, bool reverse, Checker& check, Problem& p) {
                 "lstm_jax: reset needs a reset state.");
 }
 
-int64_t Blocks(int64_t units) {
-  const int64_t width = BestKernels().width;
-  return (units + width - 1) / width;
-}
-
 template <class Scalar>
 void CheckForward(const Buffers& buffers, bool reverse, Checker& check,
                   ForwardProblem<Scalar>& p) {
@@ -170,15 +169,18 @@ void CheckForward(const Buffers& buffers, bool reverse, Checker& check,
   constexpr DataType kScalar = kType<Scalar>;
   constexpr DataType kFloat = DataType::F32;
   const int64_t T = s.steps, B = s.rows, H = s.units, P = s.outputs;
-  const int64_t W = kTapeEntries<Scalar> * BestKernels().width;
+  const int64_t padded = PaddedUnits(H);
   p.ys = check.Check<Scalar>("ys", buffers.Ret(0), kScalar, {T, B, P}, true);
   p.cs = check.Check<float>("cs", buffers.Ret(1), kFloat, {T, B, H}, true);
   p.last_h = check.Check<Scalar>("last h", buffers.Ret(2), kScalar, {B, P});
   p.last_c = check.Check<float>("last c", buffers.Ret(3), kFloat, {B, H});
-  p.tape =
-      check.Check<float>("tape", buffers.Ret(4), kFloat, {T, Blocks(H), B, W}, true);
+  p.gates = check.Check<GateBits<Scalar>>("gates", buffers.Ret(4), kGates<Scalar>,
+                                          {T, B, 4 * padded}, true);
+  p.cells =
+      check.Check<uint32_t>("cells", buffers.Ret(5), DataType::U32, {T, B, padded}, true);
+  check.Require(!p.gates == !p.cells, "lstm_jax: expected both gates and cells, or none.");
   p.entering =
-      check.Check<Scalar>("entering h", buffers.Ret(5), kScalar, {T, B, P}, true);
+      check.Check<Scalar>("entering h", buffers.Ret(6), kScalar, {T, B, P}, true);
 }
 
 template <class Scalar>
@@ -189,17 +191,19 @@ void CheckBackward(const Buffers& buffers, bool reverse, Checker& check,
   constexpr DataType kScalar = kType<Scalar>;
   constexpr DataType kFloat = DataType::F32;
   const int64_t T = s.steps, B = s.rows, I = s.inputs, H = s.units, P = s.outputs;
-  const int64_t W = kTapeEntries<Scalar> * BestKernels().width;
+  const int64_t padded = PaddedUnits(H);
   const auto arg = [&](size_t n) { return buffers.Arg(11 + n); };
   p.ys = check.Check<Scalar>("ys", arg(0), kScalar, {T, B, P}, true);
   p.entering = check.Check<Scalar>("entering h", arg(1), kScalar, {T, B, P}, true);
   check.Require(p.entering || (p.ys && !p.controls.valid && !p.controls.reset),
                 "lstm_jax: expected ys, or with controls the h that enter the steps.");
-  p.tape = check.Check<float>("tape", arg(2), kFloat, {T, Blocks(H), B, W});
-  p.d_ys = check.Check<Scalar>("d_ys", arg(3), kScalar, {T, B, P}, true);
-  p.d_cs = check.Check<float>("d_cs", arg(4), kFloat, {T, B, H}, true);
-  p.d_last_h = check.Check<Scalar>("d_last_h", arg(5), kScalar, {B, P});
-  p.d_last_c = check.Check<float>("d_last_c", arg(6), kFloat, {B, H});
+  p.gates = check.Check<GateBits<Scalar>>("gates", arg(2), kGates<Scalar>,
+                                          {T, B, 4 * padded});
+  p.cells = check.Check<uint32_t>("cells", arg(3), DataType::U32, {T, B, padded});
+  p.d_ys = check.Check<Scalar>("d_ys", arg(4), kScalar, {T, B, P}, true);
+  p.d_cs = check.Check<float>("d_cs", arg(5), kFloat, {T, B, H}, true);
+  p.d_last_h = check.Check<Scalar>("d_last_h", arg(6), kScalar, {B, P});
+  p.d_last_c = check.Check<float>("d_last_c", arg(7), kFloat, {B, H});
   const auto ret = [&](size_t n) { return buffers.Ret(n); };
   p.d_xs = check.Check<Scalar>("d_xs", ret(0), kScalar, {T, B, I}, true);
   p.d_kernel = check.Check<Scalar>("d_kernel", ret(1), kScalar, {I, 4 * H}, true);
@@ -251,7 +255,7 @@ const char kWrongCount[] = "lstm_jax: wrong number of buffers.";
 
 ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse, ffi::RemainingArgs args,
                        ffi::RemainingRets rets) {
-  constexpr size_t kArgs = 11, kRets = 6;
+  constexpr size_t kArgs = 11, kRets = 7;
   if (!Counted<kArgs, kRets>(args, rets)) return ffi::Error::InvalidArgument(kWrongCount);
   const Kernels& best = BestKernels();
   if ((*args.get<AnyBuffer>(0)).element_type() == DataType::BF16) {
@@ -264,7 +268,7 @@ ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse, ffi::RemainingA
 
 ffi::Error BackwardCall(ffi::ThreadPool threads, int64_t reverse, ffi::RemainingArgs args,
                         ffi::RemainingRets rets) {
-  constexpr size_t kArgs = 18, kRets = 9;
+  constexpr size_t kArgs = 19, kRets = 9;
   if (!Counted<kArgs, kRets>(args, rets)) return ffi::Error::InvalidArgument(kWrongCount);
   const Kernels& best = BestKernels();
   if ((*args.get<AnyBuffer>(0)).element_type() == DataType::BF16) {
@@ -295,8 +299,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_forward, lstm::ForwardCall, lstm::Binding
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_backward, lstm::BackwardCall, lstm::Binding());
 
 // What Python asks.
-LSTM_EXPORT int lstm_jax_width() { return lstm::BestKernels().width; }
-
 LSTM_EXPORT const char* lstm_jax_isa() { return lstm::BestKernels().name; }
 
 LSTM_EXPORT int lstm_jax_supports(const char* isa) {

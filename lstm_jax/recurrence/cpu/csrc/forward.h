@@ -32,7 +32,7 @@ class Forward {
         blocks_(UnitBlocks(s_.units)),
         panels_(2 * blocks_),
         output_panels_(CeilDiv(s_.outputs, kPanel)),
-        tape_(p_.tape, blocks_, s_.rows),
+        tape_(p_.gates, p_.cells, s_.units, s_.rows),
         input_lanes_(Lanes<Scalar>(s_.inputs)),
         unit_lanes_(Lanes<Scalar>(s_.units)),
         output_lanes_(Lanes<Scalar>(s_.outputs)),
@@ -180,15 +180,10 @@ class Forward {
                      z);
     // All gates are computed before any is used, so that the processor need not wait for
     // one of them.
-    const auto row_zero = [&](int64_t block) {
-      return z.At(-rows.begin, 2 * (block - blocks.begin)).data;
-    };
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      Activate(rows, block, row_zero(block));
+      Activate(rows, block, z.At(0, 2 * (block - blocks.begin)).data);
     }
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      Update(n, rows, block, row_zero(block));
-    }
+    Update(n, rows, blocks, z);
   }
 
   // z = bias + x * kernel, for some blocks of units, and rows from `first` on.
@@ -237,52 +232,65 @@ class Forward {
 
   Sums<float> Z() const { return {z_, kPanel, z_rows_ * kPanel}; }
 
-  // The gates of one block of units, in place; `z` is row 0 of its first panel.
+  // The gates of one block of units, in place; `z` is the first row of its first panel.
   void Activate(Range rows, int64_t block, float* z) {
     const auto load = [&](const float* from) __attribute__((always_inline)) {
       return LiveBlock(Load(from), s_.units, block);
     };
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      float* input_forget = z + row * kPanel;
-      float* candidate_output = input_forget + z_rows_ * kPanel;
-      Store(input_forget, Sigmoid(load(input_forget)));
-      Store(input_forget + kWidth, Sigmoid(load(input_forget + kWidth)));
+    for (int64_t row = rows.begin; row < rows.end; ++row, z += kPanel) {
+      float* candidate_output = z + z_rows_ * kPanel;
+      Store(z, Sigmoid(load(z)));
+      Store(z + kWidth, Sigmoid(load(z + kWidth)));
       Store(candidate_output, Tanh(load(candidate_output)));
       Store(candidate_output + kWidth, Sigmoid(load(candidate_output + kWidth)));
     }
   }
 
-  // The state of one block of units, from its gates.
-  void Update(int64_t n, Range rows, int64_t block, const float* z) {
+  // The state of some blocks of units, from their gates. Row by row, as it is saved.
+  void Update(int64_t n, Range rows, Range blocks, Sums<float> z) {
     const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      float* cell = CellAt(c_, s_.rows, block, row);
-      const Vec before = Load(cell);
-      if (!steps_.Valid(time, row)) {
-        if (tape_) tape_.Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, before});
-        EmitCell(time, block, row, Vec{});
-        CarryCell(n, block, row, before);
-        if (!s_.projected) Hold(n, block, row);
-        continue;
+      const bool valid = steps_.Valid(time, row);
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        if (valid) {
+          const float* at = z.At(row - rows.begin, 2 * (block - blocks.begin)).data;
+          UpdateBlock(n, row, block, at);
+        } else {
+          HoldBlock(n, row, block);
+        }
       }
-      const float* input_forget = z + row * kPanel;
-      const float* candidate_output = input_forget + z_rows_ * kPanel;
-      const Vec i = Load(input_forget);
-      const Vec f = Load(input_forget + kWidth);
-      const Vec g = Load(candidate_output);
-      const Vec o = Load(candidate_output + kWidth);
-      const Vec c = f * before + i * g;
-      const Vec m = o * Tanh(c);
-      if (tape_) tape_.Write(time, block, row, {i, f, g, o, c});
-      EmitCell(time, block, row, c);
-      CarryCell(n, block, row, c);
-      if (s_.projected) {
-        StoreLeft<Scalar>(LeftAt<Scalar>(m_, h_rows_, block, row), m);
-      } else {
-        Emit(p_.ys, time, block, row, m);
-        CarryHidden(n, block, row, m);
-      }
+      if (tape_ && blocks.end == blocks_) tape_.FillUp(time, blocks_, row);
     }
+  }
+
+  // `z` are gates i and f; g and o are in the next panel.
+  void UpdateBlock(int64_t n, int64_t row, int64_t block, const float* z) {
+    const int64_t time = steps_.Time(n);
+    const Vec i = Load(z);
+    const Vec f = Load(z + kWidth);
+    const Vec g = Load(z + z_rows_ * kPanel);
+    const Vec o = Load(z + z_rows_ * kPanel + kWidth);
+    const Vec c = f * Load(CellAt(c_, s_.rows, block, row)) + i * g;
+    const Vec m = o * Tanh(c);
+    if (tape_) tape_.Write(time, block, row, {i, f, g, o, c});
+    EmitCell(time, block, row, c);
+    CarryCell(n, block, row, c);
+    if (s_.projected) {
+      StoreLeft<Scalar>(LeftAt<Scalar>(m_, h_rows_, block, row), m);
+    } else {
+      Emit(p_.ys, time, block, row, m);
+      CarryHidden(n, block, row, m);
+    }
+  }
+
+  // A step that is not valid.
+  void HoldBlock(int64_t n, int64_t row, int64_t block) {
+    const int64_t time = steps_.Time(n);
+    const Vec c = Load(CellAt(c_, s_.rows, block, row));
+    if (tape_) tape_.Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, c});
+    EmitCell(time, block, row, Vec{});
+    CarryCell(n, block, row, c);
+    if (!s_.projected) Hold(n, block, row);
   }
 
   // h = m * projection kernel, of a whole step.
@@ -364,7 +372,7 @@ class Forward {
   const int64_t blocks_;         // of units
   const int64_t panels_;         // of gates
   const int64_t output_panels_;  // of h
-  const Tape<Scalar, float> tape_;
+  const Tape<GateBits<Scalar>, uint32_t> tape_;
   const int64_t input_lanes_;
   const int64_t unit_lanes_;
   const int64_t output_lanes_;

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace lstm {
 
@@ -46,11 +47,19 @@ struct Controls {
   State<Scalar> reset_state;
 };
 
-// The tape holds, for each step, block of W units and row: i, f, g, o and c after the
-// step, W of each: [T, ceil(H / W), B, entries * W]. In float32 all are floats; in bfloat16
-// the gates have 16 bits.
+// The forward pass saves for the backward pass, of each step and row: the gates, and c
+// after the step, as bits. Units come in groups of 16, whatever the instruction set, and
+// the last group is filled up: `gates` is [T, B, groups, (i, f, g, o), 16], `cells`
+// [T, B, groups, 16]. c is a float; gates are floats too, or in bfloat16 fixed-point numbers
+// of 16 bits.
+constexpr int64_t kTapeGroup = 16;
+
+constexpr int64_t PaddedUnits(int64_t units) {
+  return (units + kTapeGroup - 1) / kTapeGroup * kTapeGroup;
+}
+
 template <class Scalar>
-constexpr int kTapeEntries = sizeof(Scalar) == 4 ? 5 : 3;
+using GateBits = std::conditional_t<sizeof(Scalar) == 4, uint32_t, uint16_t>;
 
 template <class Scalar>
 struct ForwardProblem {
@@ -63,7 +72,8 @@ struct ForwardProblem {
   float* cs;         // [T, B, H]; may be null
   Scalar* last_h;    // [B, P]
   float* last_c;     // [B, H]
-  float* tape;       // may be null
+  GateBits<Scalar>* gates;  // may be null; with it, `cells` is too
+  uint32_t* cells;
   Scalar* entering;  // [T, B, P], h as it enters each step; may be null
 };
 
@@ -76,7 +86,8 @@ struct BackwardProblem {
   Controls<Scalar> controls;
   const Scalar* ys;        // used where `entering` is null
   const Scalar* entering;  // [T, B, P]; given with controls
-  const float* tape;
+  const GateBits<Scalar>* gates;
+  const uint32_t* cells;
   const Scalar* d_ys;  // [T, B, P]; may be null
   const float* d_cs;   // [T, B, H]; may be null
   const Scalar* d_last_h;

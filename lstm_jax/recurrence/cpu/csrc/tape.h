@@ -12,56 +12,78 @@ struct Taped {
   Vec i, f, g, o, c;
 };
 
-// The tape as problem.h describes it.
-template <class Scalar, class Float>
+// The gates and cells as problem.h describes them; `Gates` and `Cells` are their types in
+// memory.
+template <class Gates, class Cells>
 class Tape {
  public:
-  Tape(Float* data, int64_t blocks, int64_t rows)
-      : data_(data), blocks_(blocks), rows_(rows) {}
+  Tape(Gates* gates, Cells* cells, int64_t units, int64_t rows)
+      : gates_(gates), cells_(cells), padded_(PaddedUnits(units)), rows_(rows) {}
 
-  explicit operator bool() const { return data_ != nullptr; }
+  explicit operator bool() const { return gates_ != nullptr; }
 
   void Write(int64_t time, int64_t block, int64_t row, const Taped& t) const {
-    Float* to = At(time, block, row);
-    if constexpr (std::is_same_v<Scalar, float>) {
-      Store(to, t.i);
-      Store(to + kWidth, t.f);
-      Store(to + 2 * kWidth, t.g);
-      Store(to + 3 * kWidth, t.o);
-      Store(to + 4 * kWidth, t.c);
+    Gates* to = GatesAt(time, block, row);
+    if constexpr (kWhole) {
+      Store(AsFloats(to), t.i);
+      Store(AsFloats(to + kTapeGroup), t.f);
+      Store(AsFloats(to + 2 * kTapeGroup), t.g);
+      Store(AsFloats(to + 3 * kTapeGroup), t.o);
     } else {
       StoreUnit(to, t.i);
-      StoreUnit(to + kWidth / 2, t.f);
-      StoreSymmetric(to + kWidth, t.g);
-      StoreUnit(to + kWidth / 2 * 3, t.o);
-      // 16 bits hold no NaN: c, which the others make NaN themselves, stands for that of o.
-      Store(to + 2 * kWidth, Select(t.o == t.o, t.c, t.o));
+      StoreUnit(to + kTapeGroup, t.f);
+      StoreSymmetric(to + 2 * kTapeGroup, t.g);
+      StoreUnit(to + 3 * kTapeGroup, t.o);
+    }
+    // 16 bits hold no NaN: c, which the others make NaN themselves, stands for that of o.
+    const Vec c = kWhole ? t.c : Select(t.o == t.o, t.c, t.o);
+    Store(AsFloats(CellAt(time, block, row)), c);
+  }
+
+  // Zeros in what the last group of a row has beyond its blocks.
+  void FillUp(int64_t time, int64_t blocks, int64_t row) const {
+    for (int64_t block = blocks; block * kWidth < padded_; ++block) {
+      Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, Vec{}});
     }
   }
 
   Taped Read(int64_t time, int64_t block, int64_t row) const {
-    const float* at = At(time, block, row);
-    if constexpr (std::is_same_v<Scalar, float>) {
-      return {Load(at), Load(at + kWidth), Load(at + 2 * kWidth), Load(at + 3 * kWidth),
-              Load(at + 4 * kWidth)};
+    const Gates* at = GatesAt(time, block, row);
+    const Vec c = ReadCell(time, block, row);
+    if constexpr (kWhole) {
+      return {Load(AsFloats(at)), Load(AsFloats(at + kTapeGroup)),
+              Load(AsFloats(at + 2 * kTapeGroup)), Load(AsFloats(at + 3 * kTapeGroup)), c};
     } else {
-      return {LoadUnit(at), LoadUnit(at + kWidth / 2), LoadSymmetric(at + kWidth),
-              LoadUnit(at + kWidth / 2 * 3), Load(at + 2 * kWidth)};
+      return {LoadUnit(at), LoadUnit(at + kTapeGroup), LoadSymmetric(at + 2 * kTapeGroup),
+              LoadUnit(at + 3 * kTapeGroup), c};
     }
   }
 
   Vec ReadCell(int64_t time, int64_t block, int64_t row) const {
-    return Load(At(time, block, row) + (kTapeEntries<Scalar> - 1) * kWidth);
+    return Load(AsFloats(CellAt(time, block, row)));
   }
 
  private:
-  Float* At(int64_t time, int64_t block, int64_t row) const {
-    const int64_t place = (time * blocks_ + block) * rows_ + row;
-    return data_ + place * kTapeEntries<Scalar> * kWidth;
+  static constexpr bool kWhole = sizeof(Gates) == 4;
+
+  // Vectors may alias anything; see UnalignedVec.
+  static float* AsFloats(void* bits) { return static_cast<float*>(bits); }
+  static const float* AsFloats(const void* bits) { return static_cast<const float*>(bits); }
+
+  // Blocks of kWidth units in a row of groups of kTapeGroup.
+  Gates* GatesAt(int64_t time, int64_t block, int64_t row) const {
+    constexpr int64_t kBlocks = kTapeGroup / kWidth;
+    return gates_ + (time * rows_ + row) * 4 * padded_ +
+           block / kBlocks * 4 * kTapeGroup + block % kBlocks * kWidth;
   }
 
-  Float* data_;
-  int64_t blocks_;
+  Cells* CellAt(int64_t time, int64_t block, int64_t row) const {
+    return cells_ + (time * rows_ + row) * padded_ + block * kWidth;
+  }
+
+  Gates* gates_;
+  Cells* cells_;
+  int64_t padded_;
   int64_t rows_;
 };
 
