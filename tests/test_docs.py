@@ -1,8 +1,16 @@
 """Every program of README.md and docs/ runs, and says of its values what is so."""
 
+import jax
 import pytest
 
 from tests import documentation
+
+
+@pytest.fixture(autouse=True)
+def as_a_reader_has_it():
+    """JAX's own promotion: Optax's Adam does not run under the strict one."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.mark.parametrize("page", documentation.PAGES)
