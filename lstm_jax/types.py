@@ -17,6 +17,8 @@ import jax.export
 
 Array = jax.Array
 PyTree = Any
+# Its states are attributes that no type checker knows.
+config: Any = jax.config
 
 
 def serializable(cls: Any) -> Any:

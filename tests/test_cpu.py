@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from lstm_jax.recurrence import loop
 from lstm_jax.recurrence.cpu import library
 from tests.common import (
     assert_close,
@@ -308,7 +307,7 @@ def test_wrong_buffers_are_an_error(change):
     ]
     results = [
         jax.ShapeDtypeStruct(s, f32) for s in [(T, B, H), (0,), (B, H), (B, H)]
-    ] + [jax.ShapeDtypeStruct((0,), f32)] * 2
+    ] + [jax.ShapeDtypeStruct((0,), dtype) for dtype in ("uint32", "uint32", f32)]
     call = jax.ffi.ffi_call(library.FORWARD, results)
     jax.block_until_ready(call(*args, reverse=np.int64(0)))
     bad = jnp.ones(shape, dtype[0] if dtype else args[position].dtype)
@@ -319,6 +318,46 @@ def test_wrong_buffers_are_an_error(change):
         jax.block_until_ready(call(*args[:-1], reverse=np.int64(0)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_saved_can_be_cut_along_the_batch(dtype):
+    T, B, I, H, padded = 6, 5, 3, 20, 32
+    bits = {"float32": "uint32", "bfloat16": "uint16"}[dtype]
+    shape = jax.ShapeDtypeStruct
+    kernels = [normal(n, s, dtype) for n, s in enumerate([(I, 4 * H), (H, 4 * H)])]
+    empty, flags, none = jnp.zeros(0, dtype), jnp.zeros(0, bool), jnp.zeros(0)
+
+    def operands(xs, h, c):
+        return [xs, *kernels, empty, empty, h, c, flags, flags, empty, none]
+
+    def forward(xs, h, c):
+        shapes = [shape((T, B, H), dtype), shape((0,), "float32")]
+        shapes += [shape((B, H), dtype), shape((B, H), "float32")]
+        shapes += [shape((T, B, 4 * padded), bits), shape((T, B, padded), "uint32")]
+        shapes += [shape((0,), dtype)]
+        call = jax.ffi.ffi_call(library.FORWARD, shapes)
+        ys, _, _, _, gates, cells, _ = call(*operands(xs, h, c), reverse=np.int64(0))
+        return ys, gates, cells
+
+    def d_xs(xs, h, c, ys, gates, cells):
+        shapes = [shape(xs.shape, dtype), *[shape((0,), dtype)] * 5]
+        shapes += [shape((0,), "float32"), shape((0,), dtype), shape((0,), "float32")]
+        call = jax.ffi.ffi_call(library.BACKWARD, shapes)
+        saved = [ys, empty, gates, cells]
+        cotangents = [jnp.ones_like(ys), none, jnp.ones_like(h), jnp.ones_like(c)]
+        return call(*operands(xs, h, c), *saved, *cotangents, reverse=np.int64(0))[0]
+
+    xs = normal(2, (T, B, I), dtype)
+    state = normal(3, (B, H), dtype), normal(4, (B, H))
+    saved = forward(xs, *state)
+    whole = d_xs(xs, *state, *saved)
+    assert np.abs(np.asarray(whole, np.float32)).min() > 0
+    some = slice(1, 4)
+    rows = d_xs(
+        xs[:, some], *(leaf[some] for leaf in state), *(leaf[:, some] for leaf in saved)
+    )
+    assert_close(rows, whole[:, some], dtype)
+
+
 def test_is_chosen_where_it_can_run():
     cell = lj.LSTMCell(3, 5)
     params, xs = random_params(cell, 0), jnp.ones((2, 7, 3))
@@ -327,7 +366,7 @@ def test_is_chosen_where_it_can_run():
     assert lj.resolve_implementation(cell, params, half) == "xla"
     with pytest.raises(NotImplementedError, match="not float16"):
         lj.scan(cell, params, half, implementation="cpu")
-    assert loop.choose_implementation("xla", cell, xs.dtype) == "xla"
+    assert lj.resolve_implementation(cell, params, xs, implementation="xla") == "xla"
 
 
 def test_each_layer_of_a_stack_chooses_for_itself():

@@ -29,6 +29,7 @@ class Cell(Description):
     Attributes:
         dtype: the compute dtype; None for that of the inputs.
         input_shape: the shape of one input; None for a vector of any size.
+        output_size: the size of one output's last axis; a stack asks for it.
         additive: whether ``update`` depends on z and r through ``z + r`` alone, so that
             less has to be kept for the backward pass.
         standard: whether the step is that of the standard LSTM, which has fast kernels.
@@ -41,6 +42,7 @@ class Cell(Description):
 
     dtype: Any = None
     input_shape: Any = None
+    output_size: Any = None
     additive: Any = False
     standard: Any = False
     noisy: Any = False

@@ -184,7 +184,8 @@ class Buffer {
 template <class Scalar>
 class Memory {
  public:
-  Memory(const Case& test, int width)
+  // What is saved between the passes holds `fill` in every byte before it is written.
+  Memory(const Case& test, int fill)
       : test_(test),
         a_(test.arguments),
         g_(test.arguments),
@@ -195,8 +196,11 @@ class Memory {
         d_h_(test.d_h),
         last_c_(test.sizes.rows * test.sizes.units),
         d_c_(test.d_c),
-        tape_(test.sizes.steps * test.sizes.rows * ((test.sizes.units + width - 1) / width) *
-              kTapeEntries<Scalar> * width) {}
+        gates_(test.sizes.steps * test.sizes.rows * 4 * PaddedUnits(test.sizes.units)),
+        cells_(gates_.size() / 4) {
+    std::memset(gates_.data(), fill, gates_.size() * sizeof(gates_[0]));
+    std::memset(cells_.data(), fill, cells_.size() * sizeof(cells_[0]));
+  }
 
   ForwardProblem<Scalar> Forward() {
     ForwardProblem<Scalar> p = {};
@@ -204,7 +208,8 @@ class Memory {
     p.ys = ys_.data();
     p.last_h = last_h_.data();
     p.last_c = last_c_.data();
-    p.tape = tape_.data();
+    p.gates = gates_.data();
+    p.cells = cells_.data();
     p.entering = entering_.data();
     return p;
   }
@@ -214,7 +219,8 @@ class Memory {
     Fill(p);
     p.ys = ys_.data();
     p.entering = entering_.data();
-    p.tape = tape_.data();
+    p.gates = gates_.data();
+    p.cells = cells_.data();
     p.d_ys = d_ys_.data();
     p.d_last_h = d_h_.data();
     p.d_last_c = d_c_.data();
@@ -231,6 +237,12 @@ class Memory {
   }
 
   Floats Outputs() const { return ys_.Read(); }
+
+  std::vector<uint32_t> Saved() const {
+    std::vector<uint32_t> saved(gates_.begin(), gates_.end());
+    saved.insert(saved.end(), cells_.begin(), cells_.end());
+    return saved;
+  }
 
   Arguments Gradients() const {
     return {g_.xs.Read(),         g_.kernel.Read(), g_.recurrent.Read(), g_.bias.Read(),
@@ -270,63 +282,59 @@ class Memory {
   const Case& test_;
   Buffers a_, g_;
   Buffer<Scalar> ys_, entering_, last_h_, d_ys_, d_h_;
-  Floats last_c_, d_c_, tape_;
+  Floats last_c_, d_c_;
+  std::vector<GateBits<Scalar>> gates_;
+  std::vector<uint32_t> cells_;
 };
 
 struct Result {
   Floats ys;
+  std::vector<uint32_t> saved;
   Arguments grads;
 
   bool operator==(Result& other) {
-    bool same = ys == other.ys;
+    bool same = ys == other.ys && saved == other.saved;
     std::vector<Floats*> mine = grads.All(), others = other.grads.All();
     for (size_t n = 0; n < mine.size(); ++n) same = same && *mine[n] == *others[n];
     return same;
   }
 };
 
-// The same problem once, or twice in one call.
+// The same problem once, or twice in one call. The passes may be of two instruction sets:
+// what is saved between them is the same in all.
 template <class Scalar>
-std::vector<Result> Run(const Case& test, const Kernels& kernels, Pool& pool, int threads,
-                        int count) {
+std::vector<Result> Run(const Case& test, const Kernels& first, const Kernels& second,
+                        Pool& pool, int threads, int count) {
   Crew crew(&pool, threads);
   std::deque<Memory<Scalar>> memories;
-  for (int n = 0; n < count; ++n) memories.emplace_back(test, kernels.width);
+  for (int n = 0; n < count; ++n) memories.emplace_back(test, threads % 2 ? 0 : 0xff);
   ForwardProblem<Scalar> forward[kMostProblems];
   BackwardProblem<Scalar> backward[kMostProblems];
   for (int n = 0; n < count; ++n) forward[n] = memories[n].Forward();
   if constexpr (sizeof(Scalar) == 4) {
-    kernels.forward_f32(forward, count, crew);
+    first.forward_f32(forward, count, crew);
   } else {
-    kernels.forward_bf16(forward, count, crew);
+    first.forward_bf16(forward, count, crew);
   }
   for (int n = 0; n < count; ++n) backward[n] = memories[n].Backward();
   if constexpr (sizeof(Scalar) == 4) {
-    kernels.backward_f32(backward, count, crew);
+    second.backward_f32(backward, count, crew);
   } else {
-    kernels.backward_bf16(backward, count, crew);
+    second.backward_bf16(backward, count, crew);
   }
   std::vector<Result> results;
   for (auto& memory : memories) {
-    results.push_back({memory.Outputs(), memory.Gradients()});
+    results.push_back({memory.Outputs(), memory.Saved(), memory.Gradients()});
   }
   return results;
 }
 
 // `tolerance` is of outputs of about 1, and of gradients relative to their terms.
-template <class Scalar>
-bool Check(Case& test, const Kernels& kernels, Pool& pool, double tolerance) {
-  Result one = Run<Scalar>(test, kernels, pool, 1, 1)[0];
-  bool same = one == Run<Scalar>(test, kernels, pool, 3, 1)[0];
-  for (Result& result : Run<Scalar>(test, kernels, pool, 2, 2)) {
-    same = same && one == result;
-  }
-  if (!same) return std::puts("another result with other threads"), false;
-
-  std::vector<double> ys(one.ys.size(), 0);
+bool CheckAgainstLoop(Case& test, Result& result, double tolerance) {
+  std::vector<double> ys(result.ys.size(), 0);
   Arguments direction;
   double slope = 0, size = 0;
-  std::vector<Floats*> along = direction.All(), grads = one.grads.All();
+  std::vector<Floats*> along = direction.All(), grads = result.grads.All();
   for (size_t n = 0; n < along.size(); ++n) {
     *along[n] = Normal(grads[n]->size(), 1);
     for (size_t k = 0; k < along[n]->size(); ++k) {
@@ -336,8 +344,8 @@ bool Check(Case& test, const Kernels& kernels, Pool& pool, double tolerance) {
   }
   Loss(test, direction, 0, &ys);
   for (size_t n = 0; n < ys.size(); ++n) {
-    if (!(std::abs(ys[n] - one.ys[n]) < tolerance)) {
-      return std::printf("wrong outputs: %g, not %g\n", one.ys[n], ys[n]), false;
+    if (!(std::abs(ys[n] - result.ys[n]) < tolerance)) {
+      return std::printf("wrong outputs: %g, not %g\n", result.ys[n], ys[n]), false;
     }
   }
   constexpr double kStep = 1e-5;
@@ -348,6 +356,20 @@ bool Check(Case& test, const Kernels& kernels, Pool& pool, double tolerance) {
     return std::printf("wrong gradients: %g, not %g\n", slope, expected), false;
   }
   return true;
+}
+
+// `baseline` is another instruction set, which runs the forward pass once.
+template <class Scalar>
+bool Check(Case& test, const Kernels& kernels, const Kernels& baseline, Pool& pool,
+           double tolerance) {
+  Result one = Run<Scalar>(test, kernels, kernels, pool, 1, 1)[0];
+  bool same = one == Run<Scalar>(test, kernels, kernels, pool, 4, 1)[0];
+  for (Result& result : Run<Scalar>(test, kernels, kernels, pool, 2, 2)) {
+    same = same && one == result;
+  }
+  if (!same) return std::puts("another result with other threads"), false;
+  Result mixed = Run<Scalar>(test, baseline, kernels, pool, 1, 1)[0];
+  return CheckAgainstLoop(test, one, tolerance) && CheckAgainstLoop(test, mixed, tolerance);
 }
 
 // However early a pool's thread begins, the caller leads, and the other joins.
@@ -376,14 +398,17 @@ int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
   lstm::TestPool pool(2);
   int passed = 0, failed = 0;
+  const lstm::Kernels* baseline = nullptr;
   ++(lstm::CheckTeam() ? passed : failed);
   for (int n = 0; n < cases; ++n) {
     lstm::Case test = lstm::RandomCase();
     for (const char* name : {"baseline", "avx2", "avx512", "avx512bf16", "amx", "neon"}) {
       const lstm::Kernels* kernels = lstm::KernelsNamed(name);
       if (!kernels) continue;
-      const bool ok = lstm::Check<float>(test, *kernels, pool, 1e-5) &&
-                      lstm::Check<lstm::BFloat16>(test, *kernels, pool, 0.05);
+      if (!baseline) baseline = kernels;
+      const bool ok =
+          lstm::Check<float>(test, *kernels, *baseline, pool, 1e-5) &&
+          lstm::Check<lstm::BFloat16>(test, *kernels, *baseline, pool, 0.05);
       ++(ok ? passed : failed);
       const lstm::Sizes& s = test.sizes;
       if (!ok) {
