@@ -23,5 +23,5 @@ def test_a_value_that_is_not_so_is_found(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("```python\nx = 1\nx + 1  # 2\n# 4\nx  # one\nx + 2  # 4\n```\n")
     monkeypatch.setitem(documentation.PAGES, "page.md", page)
-    with pytest.raises(AssertionError, match="page.md:7: 3 is not 4"):
+    with pytest.raises(AssertionError, match="page.md:6: 3 is not 4"):
         documentation.run("page.md")
