@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from lstm_jax.checks import arrays, trees
 from lstm_jax.descriptions.base import Description
-from lstm_jax.types import Array, PyTree
+from lstm_jax.numerics import as_last_axes
+from lstm_jax.types import Array, LSTMParams, PyTree
 
 
 class Cell(Description):
@@ -124,6 +125,29 @@ class Cell(Description):
         x, batch_shape = arrays.check_step_input(self, x)
         state = trees.conform_state(self, "state", state, params, batch_shape, x.dtype)
         return _step(self.for_program(), params, state, x)
+
+
+class LearnedStart(Cell):
+    """A cell whose parameters may hold the h and c that sequences start from."""
+
+    learn_initial_state: Any = False
+
+    def initial_state(
+        self, params: LSTMParams, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> Any:
+        """Returns the state that sequences start from: the learned one, or zeros."""
+        state = self.zero_state(batch_shape, dtype)
+        if not self.learn_initial_state:
+            return state
+        spread = lambda leaf, like: jnp.broadcast_to(
+            as_last_axes(leaf, like), like.shape
+        )
+        h, c = spread(params.initial_h, state.h), spread(params.initial_c, state.c)
+        return state._replace(h=h, c=c)
+
+    def params_of_steps(self, params: LSTMParams) -> LSTMParams:
+        """Returns the parameters without the learned start."""
+        return params._replace(initial_h=None, initial_c=None)
 
 
 class ProtocolCell(Cell):
