@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from lstm_jax.cells.base import Cell
+from lstm_jax.cells.base import LearnedStart
 from lstm_jax.cells.lstm_cell import (
     Activation,
     Initializer,
-    start_from,
 )
 from lstm_jax.checks import arrays, options, slips
 from lstm_jax.initializers import glorot_uniform, orthogonal
@@ -28,7 +27,7 @@ Sizes = Any
 
 @slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
-class ConvLSTMCell(Cell):
+class ConvLSTMCell(LearnedStart):
     """One step of a convolutional LSTM, as a description that holds no arrays.
 
     The equations of :class:`LSTMCell` with convolutions for products, over 1, 2 or 3
@@ -189,17 +188,6 @@ class ConvLSTMCell(Cell):
         return LSTMState(
             jnp.zeros(shape, dtype), jnp.zeros(shape, accumulation_dtype(dtype))
         )
-
-    def initial_state(
-        self, params: LSTMParams, batch_shape: tuple[int, ...] = (), dtype: Any = None
-    ) -> LSTMState:
-        """Returns the state that sequences start from: the learned one, or zeros."""
-        state = self.zero_state(batch_shape, dtype)
-        return start_from(params, state) if self.learn_initial_state else state
-
-    def params_of_steps(self, params: LSTMParams) -> LSTMParams:
-        """Returns the parameters without the learned start."""
-        return params._replace(initial_h=None, initial_c=None)
 
     def project(self, params: LSTMParams, xs: Array) -> Array:
         """Returns the inputs' convolution and the bias, ``[..., *S, 4H]``."""
