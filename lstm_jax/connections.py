@@ -32,8 +32,6 @@ def check_options(model: Any) -> None:
             "nothing. output_dropout drops outputs, input_dropout inputs (Keras's "
             "dropout)."
         )
-    if model.merge != "concat" and not model.bidirectional:
-        _warn(f"merge: {model.merge!r} does nothing with bidirectional=False.")
     cells, widening = [as_cell(cell) for cell in model.cells], model._widening
     for index in range(1, len(cells)):
         below = cells[index - 1].output_size * widening

@@ -214,7 +214,6 @@ class Stack(nnx.Module):
             ValueError: see :meth:`lstm_jax.LSTM.apply`.
             TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
-        slips.check_inputs(xs)
         if deterministic is None:
             deterministic = self.deterministic
         key = None

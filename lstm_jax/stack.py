@@ -122,7 +122,6 @@ class Layers(Description):
             ValueError: if a shape, a value of ``lengths`` or an option is wrong.
             TypeError: if a type or dtype is wrong.
         """
-        slips.check_inputs(xs)
         given = Options(
             lengths=lengths,
             mask=mask,

@@ -15,6 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.checks import slips
 from lstm_jax.checks.border import take
 from lstm_jax.types import Options, config
 
@@ -100,11 +101,7 @@ def check_sequence(cell: Any, xs: Any, time_major: bool) -> tuple[Any, tuple, in
 
 def take_sequence(xs: Any) -> Any:
     """Returns the inputs of a sequence as an array of JAX's own."""
-    if isinstance(xs, tuple) and len(xs) == 2 and not hasattr(xs, "_fields"):
-        raise TypeError(
-            "xs: expected an array, got a tuple of 2. If it is the (state, ys) of "
-            "another call, take its second part."
-        )
+    slips.check_inputs(xs)
     return take_array("xs", xs)
 
 

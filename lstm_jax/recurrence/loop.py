@@ -103,7 +103,7 @@ def _is_plain(call: Call, inputs: tuple[Inputs, ...]) -> bool:
 
     Where they have side effects, or where jit is off so that they can be looked at.
     """
-    if len(call.candidates) > 1 or call.candidates[0].native:
+    if call.taped:
         return False
     return bool(config.jax_disable_jit) or bool(
         traced_step(call.cell, next(iter(inputs)))[-1]
