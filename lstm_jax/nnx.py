@@ -17,6 +17,8 @@ from lstm_jax import boxes, layers, naming
 from lstm_jax.checks import slips
 from lstm_jax.types import Array, Directions, PyTree
 
+__all__ = ("LSTM", "Parameters", "Stack")
+
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -37,7 +39,15 @@ _BOXES = boxes.Boxes("flax.nnx.with_partitioning", _open, _close)
 
 
 class Parameters(nnx.Module):
-    """Parameters by name: each an ``nnx.Param``, more of them, or None for none."""
+    """Parameters by name: each an ``nnx.Param``, more of them, or None for none.
+
+    Example:
+        >>> from flax import nnx
+        >>> from lstm_jax.nnx import LSTM
+        >>> layer = LSTM(3, 5, rngs=nnx.Rngs(0)).layers[0]
+        >>> type(layer).__name__, layer.forward.kernel.shape, layer.backward
+        ('Parameters', (3, 20), None)
+    """
 
     def __init__(self, tree: dict[str, Any]):
         """Takes over ``tree``, whose leaves are ``nnx.Param`` or None."""

@@ -1,10 +1,13 @@
 """Random cases and comparisons that several test modules share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lstm_jax as lj
+from tests import oracle_cells as oracle
 
 # Largest difference, relative to the largest value, by dtype of the computation. The
 # float64 loop is exact to rounding, so this is the rounding of what is tested.
@@ -123,7 +126,7 @@ def standard_cases():
 
 
 def cell_cases():
-    """Every cell that the contract suite runs on. Adding one here is all it takes."""
+    """Every cell that the contract suite runs on. `oracle_step` has their equations."""
     cells = standard_cases()
     for variant in ("NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "FGR"):
         cells[variant] = lj.LSTMCell(2, 3, variant=variant, peephole=True)
@@ -155,3 +158,31 @@ def cell_cases():
         "regularized": lj.Regularized(lj.LSTMCell(2, 3), input_dropout=0.5, **rates),
         "regularized_slstm": lj.Regularized(lj.SLSTMCell(2, 4), **rates),
     }
+
+
+def oracle_step(cell):
+    """The NumPy step of a cell, with its options."""
+    if isinstance(cell, lj.SLSTMCell):
+        exponential = cell.forget_gate == "exponential"
+        return functools.partial(oracle.slstm_step, exponential=exponential)
+    if isinstance(cell, lj.ConvLSTMCell):
+        names = ("strides", "dilation", "padding")
+        return functools.partial(
+            oracle.conv_step, **{name: getattr(cell, name) for name in names}
+        )
+    functions = {
+        jax.nn.sigmoid: oracle.sigmoid,
+        jnp.tanh: np.tanh,
+        jax.nn.hard_sigmoid: oracle.hard_sigmoid,
+        jax.nn.soft_sign: oracle.softsign,
+        jax.nn.relu: lambda x: np.maximum(x, 0),
+    }
+    return functools.partial(
+        oracle.lstm_step,
+        variant=cell.variant,
+        gate=functions[cell.gate_activation],
+        g_act=functions[cell.candidate_activation],
+        h_act=functions[cell.output_activation],
+        clip=cell.clip,
+        cell_clip=cell.cell_clip,
+    )

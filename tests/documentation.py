@@ -43,7 +43,9 @@ def run(page, *, with_peers=False):
         for statement in tree.body:
             expected = comments.get(statement.end_lineno)
             if expected is not None and isinstance(statement, ast.Expr):
-                got = eval(compile(ast.Expression(statement.value), page, "eval"), names)
+                got = eval(
+                    compile(ast.Expression(statement.value), page, "eval"), names
+                )
                 where = f"{page}:{statement.end_lineno}"
                 assert got == expected[0], f"{where}: {got!r} is not {expected[0]!r}"
             else:

@@ -2,12 +2,9 @@
 
 import contextlib
 import functools
-import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,7 +19,6 @@ from tests.common import (
     random_like,
     random_params,
     random_state,
-    value_and_pullback,
 )
 
 # No part of a batch over two or four devices, nor any number of steps of it, is B, and

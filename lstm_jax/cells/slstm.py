@@ -29,6 +29,12 @@ class SLSTMState(NamedTuple):
         c: cell state, ``[*batch, H]``, in float32 or wider, as what follows.
         n: normaliser, ``[*batch, H]``; 0 where there was no step yet.
         m: stabiliser, ``[*batch, H]``: the logarithm that c and n are scaled by.
+
+    Example:
+        >>> import lstm_jax as lj
+        >>> state = lj.SLSTMCell(3, 4).zero_state((2,))
+        >>> state._fields, state.n.shape
+        (('h', 'c', 'n', 'm'), (2, 4))
     """
 
     h: Array
