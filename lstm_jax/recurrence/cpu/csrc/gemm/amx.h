@@ -8,7 +8,7 @@
 namespace lstm {
 namespace LSTM_ISA {
 
-#if defined(__AMX_BF16__)
+#if LSTM_AMX
 
 // Rows of a tile, and lanes in a row.
 constexpr int kTile = 16;

@@ -101,7 +101,7 @@ void GemmInRegisters(PackedA a, int64_t rows, PackedB b, int64_t depth, int64_t 
 template <class Scalar>
 void Gemm(PackedA a, int64_t rows, PackedB b, int64_t depth, int64_t panels,
           MatrixC<const float> c_in, MatrixC<float> c_out) {
-#if defined(__AMX_BF16__)
+#if LSTM_AMX
   if constexpr (kPaired<Scalar>) {
     return GemmInTiles(a, rows, b, depth, panels, c_in, c_out);
   }

@@ -56,7 +56,7 @@ LSTM_INLINE MatrixC<const float> AsInput(MatrixC<float> c) {
   return {c.data, c.row_step, c.panel_step};
 }
 
-#if defined(__AVX512BF16__)
+#if LSTM_AVX512_BF16
 constexpr bool kHasPairs = true;
 #else
 constexpr bool kHasPairs = false;
@@ -84,7 +84,7 @@ LSTM_INLINE Vec BroadcastLane(const float* from) {
 // sum + a * b, or where lanes are pairs, the sum and both products.
 template <bool kPairs>
 LSTM_INLINE Vec MultiplyAdd(Vec sum, Vec a, Vec b) {
-#if defined(__AVX512BF16__)
+#if LSTM_AVX512_BF16
   if constexpr (kPairs) {
     return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
                                                   reinterpret_cast<__m512bh>(a),

@@ -57,7 +57,7 @@ LSTM_INLINE Vec LoadAll(const BFloat16* from) {
 LSTM_INLINE void StoreAll(float* to, Vec v) { Store(to, v); }
 
 LSTM_INLINE void StoreAll(BFloat16* to, Vec v) {
-#if defined(__AVX512BF16__)
+#if LSTM_AVX512_BF16
   const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
   std::memcpy(to, &rounded, sizeof(rounded));
 #else

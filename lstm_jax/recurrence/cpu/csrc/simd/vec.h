@@ -8,7 +8,19 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+// What the compiler may use. It may have been told more than a set asks for, as by
+// -march=native: what needs wide vectors is for the sets that have them.
+#if LSTM_WIDTH == 16 && defined(__AVX512F__)
+#define LSTM_AVX512 1
+#endif
+#if LSTM_AVX512 && defined(__AVX512BF16__)
+#define LSTM_AVX512_BF16 1
+#endif
+#if LSTM_AVX512_BF16 && defined(__AMX_BF16__)
+#define LSTM_AMX 1
+#endif
+
+#if LSTM_AVX512
 #include <immintrin.h>
 #endif
 
@@ -64,7 +76,7 @@ LSTM_INLINE Vec AtLeast(Vec x, float limit) {
 
 // a / b, for a of at most 2^24 in size and b of at least 1; 0 where b is infinity.
 LSTM_INLINE Vec Divide(Vec a, Vec b) {
-#if defined(__AVX512F__)
+#if LSTM_AVX512
   // A division of 16 floats takes 16 cycles. This is an estimate of 14 bits and one
   // step of Newton's, less than 1 ulp off.
   // (With a mask of all lanes: the plain form starts from what is not defined, of which
