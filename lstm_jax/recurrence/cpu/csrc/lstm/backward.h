@@ -5,19 +5,17 @@
 // before. Then the products of the whole block: each adds to the gradients of the
 // weights, or makes those of the inputs. So dz stays in the cache and is never
 // complete.
-#ifndef LSTM_JAX_BACKWARD_H_
-#define LSTM_JAX_BACKWARD_H_
+#ifndef LSTM_JAX_LSTM_BACKWARD_H_
+#define LSTM_JAX_LSTM_BACKWARD_H_
 
-#include "activations.h"
-#include "block_products.h"
-#include "tape.h"
+#include "lstm/block_products.h"
+#include "lstm/partition.h"
+#include "lstm/residuals.h"
+#include "simd/activations.h"
+#include "threads/team.h"
 
 namespace lstm {
 namespace LSTM_ISA {
-
-// Rows of dz in a block: as deep as products of good speed need, and deeper where the
-// weights are large, since each block reads and writes their gradients once.
-LSTM_INLINE int64_t GradientRows(const Sizes& s) { return Max(384, s.units * 5 / 8); }
 
 template <class Scalar>
 class Backward {
@@ -28,64 +26,63 @@ class Backward {
         steps_(problem.sizes, problem.controls),
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
-        tape_(p_.gates, p_.cells, s_.units, s_.rows),
-        unit_panels_(CeilDiv(s_.units, kPanel)),
-        output_panels_(CeilDiv(s_.outputs, kPanel)),
-        depth_(GateDepth(s_.units) / kPerLane<Scalar>),
-        projection_depth_(WholeLanes<Scalar>(s_.outputs)),
-        block_steps_(BlockSteps(s_, GradientRows(s_))),
+        residuals_(p_.gates, p_.cells, s_.units, s_.rows),
+        unit_panels_(CeilDiv(s_.units, kNr)),
+        output_panels_(CeilDiv(s_.outputs, kNr)),
+        depth_(GateDepth(s_.units) / kKr<Scalar>),
+        projection_depth_(WholeDepthInLanes<Scalar>(s_.outputs)),
+        block_steps_(GradientSteps(s_)),
         z_rows_(PanelRows(block_steps_ * s_.rows)),
         h_rows_(PanelRows(s_.rows)),
         products_(problem, block_steps_ * s_.rows, z_rows_) {}
 
   int threads() const { return threads_; }
 
-  // Hands out scratch memory; see Carver.
-  void Carve(Carver& carver) {
-    recurrent_ = carver.Floats(output_panels_ * depth_ * kPanel);
-    dz_ = carver.Floats(CeilDiv(depth_, kPanel) * z_rows_ * kPanel);
-    dh_ = carver.Floats(output_panels_ * h_rows_ * kPanel);
-    dc_ = carver.Floats(blocks_ * s_.rows * kWidth);
-    d_reset_h_ = carver.Floats(output_panels_ * h_rows_ * kPanel);
-    d_reset_c_ = carver.Floats(blocks_ * s_.rows * kWidth);
-    products_.Carve(carver, block_steps_ >= s_.steps, threads_);
+  // Hands out workspace memory; see Arena.
+  void Allocate(Arena& arena) {
+    recurrent_ = arena.Floats(output_panels_ * depth_ * kNr);
+    dz_ = arena.Floats(CeilDiv(depth_, kNr) * z_rows_ * kNr);
+    dh_ = arena.Floats(output_panels_ * h_rows_ * kNr);
+    dc_ = arena.Floats(blocks_ * s_.rows * kWidth);
+    d_reset_h_ = arena.Floats(output_panels_ * h_rows_ * kNr);
+    d_reset_c_ = arena.Floats(blocks_ * s_.rows * kWidth);
+    products_.Allocate(arena, block_steps_ >= s_.steps, threads_);
     if (!s_.projected) return;
-    projection_ = carver.Floats(unit_panels_ * projection_depth_ * kPanel);
-    dm_ = carver.Floats(unit_panels_ * h_rows_ * kPanel);
-    dy_ = carver.Floats(CeilDiv(projection_depth_, kPanel) * z_rows_ * kPanel);
-    m_ = carver.Of<Scalar>(block_steps_ * s_.rows * s_.units);
+    projection_ = arena.Floats(unit_panels_ * projection_depth_ * kNr);
+    dm_ = arena.Floats(unit_panels_ * h_rows_ * kNr);
+    dy_ = arena.Floats(CeilDiv(projection_depth_, kNr) * z_rows_ * kNr);
+    m_ = static_cast<Scalar*>(
+        arena.Bytes(block_steps_ * s_.rows * s_.units, sizeof(Scalar)));
   }
 
   void Body(int rank, Team& team) {
     Pack(team);
     team.Form(rank);
-    Sharing sharing(team);
+    WorkSharing sharing(team);
     for (int64_t last = s_.steps; last > 0; last -= Min(block_steps_, last)) {
       const int64_t first = Max(last - block_steps_, 0);
       const Range times = steps_.Times(first, last);
       const Block block = {times.begin * s_.rows, times.size() * s_.rows,
                            last == s_.steps, first == 0};
       products_.PackShare(times, rank, team.size());
-      if (ShareRows(s_, threads_)) {
+      if (SplitByRows(s_, threads_)) {
         const Range rows = Part(s_.rows, rank, team.size());
-        if (rows.size()) StepsOfRows(first, last, rows);
+        if (rows.size()) StepsByRows(first, last, rows);
         team.Barrier(rank);
       } else {
-        StepsOfUnits(first, last, rank, team);
+        StepsByUnits(first, last, rank, team);
       }
       if (s_.projected) {
         products_.PackProjectionShare(m_, block.rows, rank, team.size());
         team.Barrier(rank);
       }
-      if (products_.right_items()) {
-        sharing.Run(products_.right_items(), [&](int64_t item) {
-          products_.PackRightFactor(item, block, dz_, dy_);
-        });
+      if (products_.repack_items()) {
+        sharing.Run(products_.repack_items(),
+                    [&](int64_t item) { products_.Repack(item, block, dz_, dy_); });
         team.Barrier(rank);
       }
-      sharing.Run(products_.items(block), [&](int64_t item) {
-        products_.Run(item, block, dz_, dy_, rank);
-      });
+      sharing.Run(products_.items(block),
+                  [&](int64_t item) { products_.Run(item, block, dz_, dy_, rank); });
       team.Barrier(rank);
     }
     sharing.Run(s_.rows, [&](int64_t row) { Finish(row); });
@@ -99,7 +96,8 @@ class Backward {
     for (;;) {
       int64_t item = team.Take();
       if (item < output_panels_) {
-        PackGatesTransposed(p_.weights.recurrent, s_.outputs, s_.units, item, recurrent_);
+        PackGatesTransposed(p_.weights.recurrent, s_.outputs, s_.units, item,
+                            recurrent_);
         continue;
       }
       item -= output_panels_;
@@ -122,9 +120,9 @@ class Backward {
   // The gradients of what leaves the last step, of one row.
   void Start(int64_t row) {
     for (int64_t block = 0; block < 2 * output_panels_; ++block) {
-      Store(LeftAt<float>(dh_, h_rows_, block, row),
+      Store(BlockOfA<float>(dh_, h_rows_, block, row),
             LoadBlock(p_.d_last_h, row, s_.outputs, block));
-      Store(LeftAt<float>(d_reset_h_, h_rows_, block, row), Vec{});
+      Store(BlockOfA<float>(d_reset_h_, h_rows_, block, row), Vec{});
     }
     for (int64_t block = 0; block < blocks_; ++block) {
       Store(CellAt(dc_, s_.rows, block, row),
@@ -133,7 +131,7 @@ class Backward {
     }
   }
 
-  void StepsOfRows(int64_t first, int64_t last, Range rows) {
+  void StepsByRows(int64_t first, int64_t last, Range rows) {
     const Range times = steps_.Times(first, last);
     for (int64_t n = last - 1; n >= first; --n) {
       const int64_t time = steps_.Time(n);
@@ -146,9 +144,9 @@ class Backward {
 
   // The same with a barrier a step: each thread has its own panels of h, or
   // rows of a panel.
-  void StepsOfUnits(int64_t first, int64_t last, int rank, Team& team) {
+  void StepsByUnits(int64_t first, int64_t last, int rank, Team& team) {
     const Range times = steps_.Times(first, last);
-    const Share mine(output_panels_, s_.rows, rank, team.size());
+    const UnitSplit mine(output_panels_, s_.rows, rank, team.size());
     for (int64_t n = last - 1; n >= first; --n) {
       const int64_t time = steps_.Time(n);
       const int64_t start = (time - times.begin) * s_.rows;
@@ -167,19 +165,17 @@ class Backward {
       const bool valid = steps_.Valid(time, row);
       for (int64_t block = 0; block < 2 * output_panels_; ++block) {
         const Vec dy = valid ? TakeHidden(time, row, block) : Vec{};
-        StoreLeft<Scalar>(LeftAt<Scalar>(dy_, z_rows_, block, start + row), dy);
+        StoreA<Scalar>(BlockOfA<Scalar>(dy_, z_rows_, block, start + row), dy);
       }
     }
-    Multiply<Scalar>({dy_ + (start + rows.begin) * kPanel, z_rows_ * kPanel},
-                     rows.size(), {projection_, projection_depth_ * kPanel},
-                     projection_depth_, unit_panels_,
-                     {kZeros, 0, 0},
-                     {dm_ + rows.begin * kPanel, kPanel, h_rows_ * kPanel});
+    Gemm<Scalar>({dy_ + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
+                 {projection_, projection_depth_ * kNr}, projection_depth_,
+                 unit_panels_, Zeros(), {dm_ + rows.begin * kNr, kNr, h_rows_ * kNr});
   }
 
   // The gradient of a block of h after a step that is valid; the step has used it up.
   Vec TakeHidden(int64_t time, int64_t row, int64_t block) {
-    float* carried = LeftAt<float>(dh_, h_rows_, block, row);
+    float* carried = BlockOfA<float>(dh_, h_rows_, block, row);
     Vec dh = LiveBlock(Load(carried), s_.outputs, block);
     if (p_.d_ys) dh += LoadBlock(p_.d_ys, time * s_.rows + row, s_.outputs, block);
     Store(carried, Vec{});
@@ -188,7 +184,7 @@ class Backward {
 
   // The gradient of a block of h before its projection.
   Vec TakeProjected(int64_t row, int64_t block) const {
-    return LiveBlock(Load(LeftAt<float>(dm_, h_rows_, block, row)), s_.units, block);
+    return LiveBlock(Load(BlockOfA<float>(dm_, h_rows_, block, row)), s_.units, block);
   }
 
   // dz and the gradient of c before step n, for one block of units. Row r of the step
@@ -202,10 +198,10 @@ class Backward {
         Vec dz[4] = {};
         Vec m = {};
         if (valid) {
-          const Taped t = tape_.Read(time, block, row);
+          const SavedStep t = residuals_.Read(time, block, row);
           const Vec c = Tanh(t.c);
-          const Vec dm = s_.projected ? TakeProjected(row, block)
-                                      : TakeHidden(time, row, block);
+          const Vec dm =
+              s_.projected ? TakeProjected(row, block) : TakeHidden(time, row, block);
           Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
           if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
           dz[0] = dc * t.g * (t.i * (1.0f - t.i));
@@ -216,8 +212,8 @@ class Backward {
           Store(carried, dc * t.f);
         }
         for (int gate = 0; gate < 4; ++gate) {
-          float* to = LeftAt<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
-          StoreLeft<Scalar>(to, dz[gate]);
+          float* to = BlockOfA<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
+          StoreA<Scalar>(to, dz[gate]);
         }
         StoreBlock(m_, start + row, s_.units, block, m);
         if (reset) MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
@@ -228,7 +224,7 @@ class Backward {
   // c as it entered step n.
   Vec Before(int64_t n, int64_t block, int64_t row) const {
     const bool reset = steps_.Reset(steps_.Time(n), row);
-    if (n > 0 && !reset) return tape_.ReadCell(steps_.Time(n - 1), block, row);
+    if (n > 0 && !reset) return residuals_.ReadCell(steps_.Time(n - 1), block, row);
     const float* c = reset ? p_.controls.reset_state.c : p_.state.c;
     return LoadBlock(c, row, s_.units, block);
   }
@@ -237,17 +233,16 @@ class Backward {
   // it.
   void Recur(int64_t time, int64_t start, Range rows, Range panels) {
     if (panels.size() == 0) return;
-    const Sums<float> dh = {dh_ + (panels.begin * h_rows_ + rows.begin) * kPanel,
-                            kPanel, h_rows_ * kPanel};
-    Multiply<Scalar>({dz_ + (start + rows.begin) * kPanel, z_rows_ * kPanel},
-                     rows.size(),
-                     {recurrent_ + panels.begin * depth_ * kPanel, depth_ * kPanel}, depth_,
-                     panels.size(), {dh.data, dh.row_step, dh.panel_step}, dh);
+    const MatrixC<float> dh = {dh_ + (panels.begin * h_rows_ + rows.begin) * kNr, kNr,
+                               h_rows_ * kNr};
+    Gemm<Scalar>({dz_ + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
+                 {recurrent_ + panels.begin * depth_ * kNr, depth_ * kNr}, depth_,
+                 panels.size(), AsInput(dh), dh);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       if (!steps_.Reset(time, row)) continue;
       for (int64_t block = 2 * panels.begin; block < 2 * panels.end; ++block) {
-        MoveTo(LeftAt<float>(d_reset_h_, h_rows_, block, row),
-               LeftAt<float>(dh_, h_rows_, block, row));
+        MoveTo(BlockOfA<float>(d_reset_h_, h_rows_, block, row),
+               BlockOfA<float>(dh_, h_rows_, block, row));
       }
     }
   }
@@ -268,7 +263,7 @@ class Backward {
   void EmitHidden(Scalar* to, float* from, int64_t row) const {
     for (int64_t block = 0; block < UnitBlocks(s_.outputs); ++block) {
       StoreBlock(to, row, s_.outputs, block,
-                 Load(LeftAt<float>(from, h_rows_, block, row)));
+                 Load(BlockOfA<float>(from, h_rows_, block, row)));
     }
   }
 
@@ -282,10 +277,10 @@ class Backward {
   const Sizes& s_;
   const Steps<Scalar> steps_;
   const int threads_;
-  const int64_t blocks_;         // of units
-  const Tape<const GateBits<Scalar>, const uint32_t> tape_;
-  const int64_t unit_panels_;    // of units
-  const int64_t output_panels_;  // of h
+  const int64_t blocks_;  // of units
+  const Residuals<const GateBits<Scalar>, const uint32_t> residuals_;
+  const int64_t unit_panels_;       // of units
+  const int64_t output_panels_;     // of h
   const int64_t depth_;             // of products over all gates, in lanes
   const int64_t projection_depth_;  // the same over projected h
   const int64_t block_steps_;
@@ -304,7 +299,7 @@ class Backward {
   float* dh_ = nullptr;
   float* dc_ = nullptr;
   float* dm_ = nullptr;
-  // Sums over all steps.
+  // MatrixC over all steps.
   float* d_reset_h_ = nullptr;
   float* d_reset_c_ = nullptr;
 };
@@ -312,4 +307,4 @@ class Backward {
 }  // namespace LSTM_ISA
 }  // namespace lstm
 
-#endif  // LSTM_JAX_BACKWARD_H_
+#endif  // LSTM_JAX_LSTM_BACKWARD_H_

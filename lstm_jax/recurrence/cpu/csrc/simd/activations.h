@@ -1,8 +1,8 @@
 // The gate functions: at most 3e-7 off, relative to the result, wherever it is normal.
-#ifndef LSTM_JAX_ACTIVATIONS_H_
-#define LSTM_JAX_ACTIVATIONS_H_
+#ifndef LSTM_JAX_SIMD_ACTIVATIONS_H_
+#define LSTM_JAX_SIMD_ACTIVATIONS_H_
 
-#include "vec.h"
+#include "simd/vec.h"
 
 namespace lstm {
 namespace LSTM_ISA {
@@ -60,4 +60,4 @@ LSTM_INLINE Vec Tanh(Vec x) {
 }  // namespace LSTM_ISA
 }  // namespace lstm
 
-#endif  // LSTM_JAX_ACTIVATIONS_H_
+#endif  // LSTM_JAX_SIMD_ACTIVATIONS_H_

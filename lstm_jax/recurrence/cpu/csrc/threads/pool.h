@@ -1,6 +1,6 @@
 // Where tasks can be handed to: XLA's threads, or a test's own.
-#ifndef LSTM_JAX_POOL_H_
-#define LSTM_JAX_POOL_H_
+#ifndef LSTM_JAX_THREADS_POOL_H_
+#define LSTM_JAX_THREADS_POOL_H_
 
 #include <functional>
 
@@ -16,4 +16,4 @@ class Pool {
 
 }  // namespace lstm
 
-#endif  // LSTM_JAX_POOL_H_
+#endif  // LSTM_JAX_THREADS_POOL_H_

@@ -1,83 +1,15 @@
-// Vectors of kWidth floats, in the compiler's own extension: one source for every
-// instruction set. LSTM_ISA names the namespace, so that no symbol of one instruction
-// set can be linked in place of another's.
-#ifndef LSTM_JAX_VEC_H_
-#define LSTM_JAX_VEC_H_
+// Vectors in memory: as floats, as bfloat16, and in 16 bits of fixed point; whole ones,
+// and the last of a row, which may not be full.
+#ifndef LSTM_JAX_SIMD_LOAD_STORE_H_
+#define LSTM_JAX_SIMD_LOAD_STORE_H_
 
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
 #include <type_traits>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 #include "problem.h"
-
-#define LSTM_INLINE inline __attribute__((always_inline))
+#include "simd/vec.h"
 
 namespace lstm {
 namespace LSTM_ISA {
-
-constexpr int kWidth = LSTM_WIDTH;
-// Vector registers there are; a tile of a product uses three quarters of them.
-constexpr int kRegisters = LSTM_REGISTERS;
-
-typedef float Vec __attribute__((vector_size(4 * kWidth)));
-typedef int32_t IntVec __attribute__((vector_size(4 * kWidth)));
-typedef float UnalignedVec
-    __attribute__((vector_size(4 * kWidth), aligned(4), may_alias));
-
-LSTM_INLINE Vec Load(const float* from) {
-  return *reinterpret_cast<const UnalignedVec*>(from);
-}
-
-LSTM_INLINE void Store(float* to, Vec v) { *reinterpret_cast<UnalignedVec*>(to) = v; }
-
-LSTM_INLINE IntVec Bits(Vec v) { return reinterpret_cast<IntVec>(v); }
-
-LSTM_INLINE Vec FromBits(IntVec bits) { return reinterpret_cast<Vec>(bits); }
-
-LSTM_INLINE Vec Broadcast(float x) { return x - Vec{}; }
-
-LSTM_INLINE Vec Select(IntVec condition, Vec on_true, Vec on_false) {
-  return condition ? on_true : on_false;
-}
-
-alignas(64) constexpr int32_t kLaneNumbers[16] = {0, 1, 2,  3,  4,  5,  6,  7,
-                                                 8, 9, 10, 11, 12, 13, 14, 15};
-
-// The first `count` lanes of v, and zeros. What stands beyond the last unit must be 0
-// and not something times 0, which is NaN where the something is not finite.
-LSTM_INLINE Vec LiveLanes(Vec v, int count) {
-  IntVec numbers;
-  std::memcpy(&numbers, kLaneNumbers, sizeof(numbers));
-  return Select(numbers < count, v, Vec{});
-}
-
-// What is beyond the limit becomes the limit; NaN stays NaN.
-LSTM_INLINE Vec AtMost(Vec x, float limit) {
-  return Select(x > limit, Broadcast(limit), x);
-}
-
-LSTM_INLINE Vec AtLeast(Vec x, float limit) {
-  return Select(x < limit, Broadcast(limit), x);
-}
-
-// a / b, for a of at most 2^24 in size and b of at least 1; 0 where b is infinity.
-LSTM_INLINE Vec Divide(Vec a, Vec b) {
-#if defined(__AVX512F__)
-  // A division of 16 floats takes 16 cycles. This is an estimate of 14 bits and one
-  // step of Newton's, less than 1 ulp off.
-  const Vec estimate = reinterpret_cast<Vec>(_mm512_rcp14_ps(b));
-  const Vec first = a * estimate;
-  const Vec quotient = first + estimate * (a - b * first);
-  return Select(b > 0x1p127f, Vec{}, quotient);
-#else
-  return a / b;
-#endif
-}
 
 LSTM_INLINE float ToFloat(float x) { return x; }
 
@@ -125,7 +57,7 @@ LSTM_INLINE Vec LoadAll(const BFloat16* from) {
 LSTM_INLINE void StoreAll(float* to, Vec v) { Store(to, v); }
 
 LSTM_INLINE void StoreAll(BFloat16* to, Vec v) {
-#if defined(__AVX512BF16__)
+#if LSTM_AVX512_BF16
   const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
   std::memcpy(to, &rounded, sizeof(rounded));
 #else
@@ -163,7 +95,35 @@ LSTM_INLINE void StoreSymmetric(void* to, Vec v) { StoreUnit(to, v * 0.5f + 0.5f
 
 LSTM_INLINE Vec LoadSymmetric(const void* from) { return LoadUnit(from) * 2.0f - 1.0f; }
 
+// How many of the next kWidth numbers there are, if `left` are left.
+LSTM_INLINE int Count(int64_t left) {
+  return static_cast<int>(Max(Min(left, kWidth), 0));
+}
+
+// Block `block` of kWidth numbers in a row of [rows, size].
+template <class Scalar>
+LSTM_INLINE Vec LoadBlock(const Scalar* from, int64_t row, int64_t size,
+                          int64_t block) {
+  const int64_t column = block * kWidth;
+  return LoadUpTo(from + row * size + column, Count(size - column));
+}
+
+// Block `block` of a row of `size` numbers, without what a product left in the lanes
+// beyond them.
+LSTM_INLINE Vec LiveBlock(Vec v, int64_t size, int64_t block) {
+  return LiveLanes(v, Count(size - block * kWidth));
+}
+
+// A block of numbers to memory; to nowhere, if that is null.
+template <class Scalar>
+LSTM_INLINE void StoreBlock(Scalar* to, int64_t row, int64_t size, int64_t block,
+                            Vec v) {
+  if (!to) return;
+  const int64_t column = block * kWidth;
+  StoreUpTo(to + row * size + column, v, Count(size - column));
+}
+
 }  // namespace LSTM_ISA
 }  // namespace lstm
 
-#endif  // LSTM_JAX_VEC_H_
+#endif  // LSTM_JAX_SIMD_LOAD_STORE_H_
