@@ -12,10 +12,7 @@ from jax import lax
 from jax.nn import initializers
 
 from lstm_jax.cells.base import LearnedStart
-from lstm_jax.cells.lstm_cell import (
-    Activation,
-    Initializer,
-)
+from lstm_jax.cells.lstm_cell import Activation, Initializer, LSTMCell
 from lstm_jax.checks import arrays, options, slips
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, merges_rows
@@ -99,13 +96,7 @@ class ConvLSTMCell(LearnedStart):
     learn_initial_state: bool = False
 
     additive: ClassVar[bool] = True
-    INIT_ONLY: ClassVar[tuple[str, ...]] = (
-        "forget_bias",
-        "kernel_init",
-        "recurrent_init",
-        "bias_init",
-        "param_dtype",
-    )
+    INIT_ONLY: ClassVar[tuple[str, ...]] = LSTMCell.INIT_ONLY
     param_letters: ClassVar[dict[str, str]] = {
         ".kernel": "[*kernel_size, I, 4H]",
         ".recurrent_kernel": "[*kernel_size, H, 4H]",
