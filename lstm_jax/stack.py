@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import connections, sequence
+from lstm_jax import connections, meshes, sequence
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype, step
 from lstm_jax.checks import arrays, slips, trees
 from lstm_jax.descriptions.base import Description
 from lstm_jax.numerics import where_rows
-from lstm_jax.recurrence import choice, loop, meshes
+from lstm_jax.recurrence import choice, loop
 from lstm_jax.types import Array, Directions, Options
 
 Params = tuple[Directions, ...]
@@ -138,7 +138,8 @@ class Layers(Description):
         xs, batch_shape, length = arrays.check_sequence(first, xs, time_major)
         sequence.check_length(given, length)
         given = arrays.take_controls(batch_shape, length, given)
-        state = self._conform_state(params, state, batch_shape, xs.dtype, length)
+        batch = int(time_major), len(batch_shape)
+        state = self._conform_state(params, state, xs, batch, length)
         permitted = choice.permitted(implementation)
         for cell in map(as_cell, self.cells):
             dtype = compute_dtype(cell, xs.dtype)
@@ -183,7 +184,7 @@ class Layers(Description):
             )
         params = self.check_params(params)
         x, batch_shape = arrays.check_step_input(as_cell(self.cells[0]), x)
-        state = self._conform_state(params, state, batch_shape, x.dtype)
+        state = self._conform_state(params, state, x, (0, len(batch_shape)))
         if reset is not None:
             reset = arrays.take_array("reset", reset, jnp.bool_)
             arrays.check_shape("reset", "[*batch]", batch_shape, reset)
@@ -299,10 +300,11 @@ class Layers(Description):
         self,
         params: Params,
         state: State | None,
-        batch_shape: tuple[int, ...],
-        dtype: Any,
+        xs: Array,
+        batch: tuple[int, int],
         length: int | None = None,
     ) -> State:
+        dtype = xs.dtype
         cells = [as_cell(cell) for cell in self.cells]
         if state is not None:
             trees.check_layers("state", cells, state, self.bidirectional)
@@ -317,7 +319,8 @@ class Layers(Description):
                             f"state[{index}].{Directions._fields[direction]}",
                             None if state is None else state[index][direction],
                             params[index][direction],
-                            batch_shape,
+                            xs,
+                            batch,
                             dtype,
                             length,
                         )
@@ -439,13 +442,20 @@ def _layer(model, cell, params, xs, state, given):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _step(model, params, state, x, reset):
-    def run(index, cell, x):
-        one, before = params[index].forward, state[index].forward
-        if reset is not None:
-            dtype = compute_dtype(cell, x.dtype)
-            start = cell.initial_state(one, reset.shape, dtype)
-            before = where_rows(reset, start, before)
-        after, y = step(cell, one, before, x)
-        return Directions(after), y
+    def whole(params, state, x, reset):
+        run = functools.partial(_layer_step, params, state, reset)
+        return connections.through_layers(model, x, run)
 
-    return connections.through_layers(model, x, run)
+    batch = 0, x.ndim - arrays.input_ndim(as_cell(model.cells[0]))
+    return meshes.automatic(whole, (params, state, x, reset), x, batch, (0, 0))
+
+
+def _layer_step(params, state, reset, index, cell, x):
+    """One step of one layer."""
+    one, before = params[index].forward, state[index].forward
+    if reset is not None:
+        dtype = compute_dtype(cell, x.dtype)
+        start = cell.initial_state(one, reset.shape, dtype)
+        before = where_rows(reset, start, before)
+    after, y = step(cell, one, before, x)
+    return Directions(after), y
