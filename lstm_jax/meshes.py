@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import lax
+from jax._src.lib import xla_client  # no public name
+from jax._src.sharding_impls import GSPMDSharding  # no public name
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lstm_jax.types import Array, PyTree
@@ -32,64 +35,93 @@ def per_shard(
         batch_ndim: how many batch axes there are.
     """
 
-    def cut(sharding: Any, axis: int | None, ndim: int, batch: tuple) -> NamedSharding:
-        spec = [None] * ndim
-        if axis is not None:
-            spec[axis : axis + batch_ndim] = batch
-        return NamedSharding(sharding.mesh, P(*spec))
+    def infer(_, arg_shapes, result_shapes):
+        cut = _cut_of(arg_shapes, in_axes, batch_ndim)
+        return cut.shardings(result_shapes, out_axes)
 
-    def batch_of(shapes: Sequence[Any]) -> tuple:
-        """The mesh axes of each batch axis: of the first argument cut along it."""
-        batch: list[Any] = [None] * batch_ndim
-        for shape, axis in zip(shapes, in_axes, strict=True):
-            if axis is None:
-                continue
-            spec = (*shape.sharding.spec, *(None for _ in shape.shape))
-            for n in range(batch_ndim):
-                batch[n] = batch[n] or spec[axis + n]
-        return tuple(batch)
-
-    def partition(mesh, arg_shapes, result_shapes):
-        batch = batch_of(arg_shapes)
-        names = [
-            name
-            for part in batch
-            if part is not None
-            for name in (part if isinstance(part, tuple) else (part,))
-        ]
+    def partition(_, arg_shapes, result_shapes):
+        cut = _cut_of(arg_shapes, in_axes, batch_ndim)
+        meeting = cut.blocks.reshape(-1, cut.blocks.shape[-1]).T.tolist()
 
         def local(*args):
-            results = function(*args)
             return [
-                lax.psum(out, tuple(names)) if axis is None and names else out
-                for out, axis in zip(results, out_axes, strict=True)
+                lax.psum(out, "devices", axis_index_groups=meeting)
+                if axis is None and len(meeting[0]) > 1
+                else out
+                for out, axis in zip(function(*args), out_axes, strict=True)
             ]
 
-        sharding = arg_shapes[0].sharding
-        shardings = lambda shapes, axes: tuple(
-            cut(sharding, axis, len(shape.shape), batch)
-            for shape, axis in zip(shapes, axes, strict=True)
-        )
-        outs = shardings(jax.tree.leaves(result_shapes), out_axes)
-        return sharding.mesh, local, list(outs), shardings(arg_shapes, in_axes)
-
-    def infer(mesh, arg_shapes, result_shapes):
-        batch = batch_of(arg_shapes)
-        return [
-            cut(arg_shapes[0].sharding, axis, len(shape.shape), batch)
-            for shape, axis in zip(
-                jax.tree.leaves(result_shapes), out_axes, strict=True
-            )
-        ]
+        mesh = Mesh(np.array(cut.devices), ("devices",))
+        ins = tuple(cut.shardings(arg_shapes, in_axes))
+        return mesh, local, cut.shardings(result_shapes, out_axes), ins
 
     shapes = jax.eval_shape(function, *args)
     partitioned = custom_partitioning(lambda *args: list(function(*args)))
     partitioned.def_partition(
         partition,
         infer_sharding_from_operands=infer,
+        decode_shardings=False,
         sharding_rule=_rule(args, in_axes, shapes, out_axes, batch_ndim),
     )
     return list(partitioned(*args))
+
+
+class _Cut(NamedTuple):
+    """How a batch is cut, said without a mesh: a program may have several.
+
+    Attributes:
+        devices: all of them; only their number counts.
+        blocks: their numbers, ``[*parts of the batch, those that hold the same rows]``.
+    """
+
+    devices: tuple
+    blocks: np.ndarray
+
+    def shardings(self, shapes: Any, axes: Sequence[int | None]) -> list[Any]:
+        """Shardings of arrays whose batch axes begin at ``axes``; None: not cut."""
+        return [
+            GSPMDSharding(self.devices, self._sharding(len(shape.shape), axis))
+            for shape, axis in zip(shapes, axes, strict=True)
+        ]
+
+    def _sharding(self, ndim: int, axis: int | None) -> xla_client.OpSharding:
+        *parts, copies = self.blocks.shape
+        sharding = xla_client.OpSharding()
+        if axis is None or copies == self.blocks.size:
+            sharding.type = xla_client.OpSharding.Type.REPLICATED
+            return sharding
+        dims = [1] * ndim
+        dims[axis : axis + len(parts)] = parts
+        sharding.type = xla_client.OpSharding.Type.OTHER
+        sharding.tile_assignment_dimensions = [*dims, copies]
+        sharding.tile_assignment_devices = self.blocks.reshape(-1).tolist()
+        sharding.replicate_on_last_tile_dim = True
+        return sharding
+
+
+def _cut_of(shapes: Any, axes: Sequence[int | None], batch_ndim: int) -> _Cut:
+    """How the arguments are cut, as the one cut most says; some may not know yet."""
+    pairs = zip(shapes, axes, strict=True)
+    known = [pair for pair in pairs if pair[0].sharding is not None]
+    devices = tuple(known[0][0].sharding.device_set)
+    whole = np.arange(len(devices)).reshape(*[1] * batch_ndim, -1)
+    every = [_blocks(*pair, whole) for pair in known if pair[1] is not None]
+    return _Cut(devices, min([whole, *every], key=lambda blocks: blocks.shape[-1]))
+
+
+def _blocks(shape: Any, axis: int, whole: np.ndarray) -> np.ndarray:
+    """Of one argument, see :class:`_Cut`; ``whole`` where it is not cut."""
+    hlo = shape.sharding._to_xla_hlo_sharding(len(shape.shape))
+    if hlo.is_replicated():
+        return whole
+    parts = hlo.tile_assignment_dimensions()
+    devices = np.reshape(hlo.tile_assignment_devices(), parts)
+    # An axis that does not divide is not cut: what makes its parts equal are rows of
+    # anything, which would be summed into gradients.
+    batch = range(axis, axis + whole.ndim - 1)
+    even = [n for n in batch if not shape.shape[n] % parts[n]]
+    devices = np.moveaxis(devices, even, range(len(even)))
+    return devices.reshape(*(parts[n] if n in even else 1 for n in batch), -1)
 
 
 def _rule(args, in_axes, results, out_axes, batch_ndim: int) -> str:
@@ -128,6 +160,16 @@ def vary_alike(tree: PyTree) -> PyTree:
         return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(vary, tree)
+
+
+def started(
+    start: Callable[[PyTree], PyTree], params: PyTree, xs: Array, batch: tuple[int, int]
+) -> PyTree:
+    """Calls what makes a state of parameters, so that it is sharded as ``xs`` is.
+
+    See :func:`automatic`.
+    """
+    return automatic(lambda params: (start(params),), (params,), xs, batch, (0,))[0]
 
 
 def automatic(
