@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
@@ -336,3 +337,15 @@ def _key(rngs: Any) -> Array:
     if isinstance(rngs, nnx.Rngs):
         return rngs.dropout()
     return rngs() if isinstance(rngs, nnx.RngStream) else rngs
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Direction", "Layer"):
+        warnings.warn(
+            f"lstm_jax.nnx.{name} is now lstm_jax.nnx.Parameters, and goes with the "
+            "next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return Parameters
+    raise AttributeError(f"module 'lstm_jax.nnx' has no attribute {name!r}")
