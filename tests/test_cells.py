@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from tests import oracle_cells as oracle
+from tests.oracles import cells as oracle
 from tests.common import (
     assert_close,
     cell_cases,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lstm_jax as lj
-from tests import oracle
+from tests.oracles import lstm as oracle
 from tests.common import (
     assert_close,
     fields,

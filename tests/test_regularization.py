@@ -10,7 +10,7 @@ import pytest
 import lstm_jax as lj
 from lstm_jax import training
 from lstm_jax.cells.regularized import _Noise
-from tests import oracle_cells as oracle
+from tests.oracles import cells as oracle
 from tests.common import assert_close, normal, random_params, random_state
 
 KEY = jax.random.key(0)

@@ -101,13 +101,14 @@ def _run_together(call: Call, inputs: tuple[Inputs, ...]) -> list[tuple]:
 def _is_plain(call: Call, inputs: tuple[Inputs, ...]) -> bool:
     """Whether the steps have to be seen by JAX one by one, as they are.
 
-    Where they have side effects, or where jit is off so that they can be looked at.
+    Where they have side effects, or where jit is off so that they can be looked at. An
+    implementation that was named runs all the same.
     """
-    if len(call.candidates) > 1 or call.candidates[0].native:
+    able, (length, *_) = call.candidates, jax.tree.leaves(inputs[0].xs)[0].shape
+    if not isinstance(able[-1], xla.Reference) or length == 0:
         return False
-    return bool(jax.config.jax_disable_jit) or bool(
-        traced_step(call.cell, inputs[0])[-1]
-    )
+    watched = len(able) == 1 and bool(jax.config.jax_disable_jit)
+    return watched or bool(traced_step(call.cell, inputs[0])[-1])
 
 
 def _run_in_blocks(
