@@ -1,12 +1,14 @@
 """Random cases and comparisons that several test modules share."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lstm_jax as lj
+from tests.oracles import cells as oracle
 
 # Largest difference, relative to the largest value, by dtype of the computation. The
 # float64 loop is exact to rounding, so this is the rounding of what is tested.
@@ -203,7 +205,7 @@ def standard_cases():
 
 
 def cell_cases():
-    """Every cell that the contract suite runs on. Adding one here is all it takes."""
+    """Every cell that the contract suite runs on. `oracle_step` has their equations."""
     cells = standard_cases()
     for variant in ("NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "FGR"):
         cells[variant] = lj.LSTMCell(2, 3, variant=variant, peephole=True)
@@ -237,3 +239,38 @@ def cell_cases():
         "own_gru": GRUCell(4),
         "own_leaky": LeakyCell(2, 3),
     }
+
+
+def oracle_step(cell):
+    """The NumPy step of a cell, with its options."""
+    if isinstance(cell, lj.Regularized):
+        rates = cell.zoneout_h, cell.zoneout_c
+        return functools.partial(oracle.zoneout_step, oracle_step(cell.cell), *rates)
+    if isinstance(cell, GRUCell):
+        return oracle.gru_step
+    if isinstance(cell, LeakyCell):
+        return oracle.leaky_step
+    if isinstance(cell, lj.SLSTMCell):
+        exponential = cell.forget_gate == "exponential"
+        return functools.partial(oracle.slstm_step, exponential=exponential)
+    if isinstance(cell, lj.ConvLSTMCell):
+        names = ("strides", "dilation", "padding")
+        return functools.partial(
+            oracle.conv_step, **{name: getattr(cell, name) for name in names}
+        )
+    functions = {
+        jax.nn.sigmoid: oracle.sigmoid,
+        jnp.tanh: np.tanh,
+        jax.nn.hard_sigmoid: oracle.hard_sigmoid,
+        jax.nn.soft_sign: oracle.softsign,
+        jax.nn.relu: lambda x: np.maximum(x, 0),
+    }
+    return functools.partial(
+        oracle.lstm_step,
+        variant=cell.variant,
+        gate=functions[cell.gate_activation],
+        g_act=functions[cell.candidate_activation],
+        h_act=functions[cell.output_activation],
+        clip=cell.clip,
+        cell_clip=cell.cell_clip,
+    )

@@ -1,9 +1,6 @@
 """The CPU kernels: against the reference, and what only they promise."""
 
 import ctypes
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +8,6 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from lstm_jax.recurrence import loop
 from lstm_jax.recurrence.cpu import library
 from tests.common import (
     assert_close,
@@ -286,39 +282,6 @@ def test_gradients_that_nobody_wants_are_not_computed():
     assert "tensor<3x20xf32>" in results
 
 
-BUFFERS = {
-    "kernel": (1, (3, 24)),
-    "rank": (0, (14, 3)),
-    "dtype": (6, (2, 6), jnp.int32),
-    "bias": (3, (19,)),
-    "empty": (2, (0,)),
-    "valid": (7, (2, 7)),
-}
-
-
-@pytest.mark.parametrize("change", BUFFERS.values(), ids=BUFFERS)
-def test_wrong_buffers_are_an_error(change):
-    position, shape, *dtype = change
-    B, T, I, H = 2, 7, 3, 5
-    f32 = jnp.float32
-    empty, flags = jnp.zeros((0,)), jnp.zeros((0,), bool)
-    args = [
-        *(jnp.zeros(s) for s in [(T, B, I), (I, 4 * H), (H, 4 * H), (4 * H,), (0,)]),
-        *(jnp.zeros((B, H)), jnp.zeros((B, H)), flags, flags, empty, empty),
-    ]
-    results = [
-        jax.ShapeDtypeStruct(s, f32) for s in [(T, B, H), (0,), (B, H), (B, H)]
-    ] + [jax.ShapeDtypeStruct((0,), f32)] * 2
-    call = jax.ffi.ffi_call(library.FORWARD, results)
-    jax.block_until_ready(call(*args, reverse=np.int64(0)))
-    bad = jnp.ones(shape, dtype[0] if dtype else args[position].dtype)
-    args[position] = bad
-    with pytest.raises(jax.errors.JaxRuntimeError, match="lstm_jax"):
-        jax.block_until_ready(call(*args, reverse=np.int64(0)))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="number of buffers"):
-        jax.block_until_ready(call(*args[:-1], reverse=np.int64(0)))
-
-
 def test_is_chosen_where_it_can_run():
     cell = lj.LSTMCell(3, 5)
     params, xs = random_params(cell, 0), jnp.ones((2, 7, 3))
@@ -327,7 +290,7 @@ def test_is_chosen_where_it_can_run():
     assert lj.resolve_implementation(cell, params, half) == "xla"
     with pytest.raises(NotImplementedError, match="not float16"):
         lj.scan(cell, params, half, implementation="cpu")
-    assert loop.choose_implementation("xla", cell, xs.dtype) == "xla"
+    assert lj.resolve_implementation(cell, params, xs, implementation="xla") == "xla"
 
 
 def test_each_layer_of_a_stack_chooses_for_itself():
@@ -359,31 +322,3 @@ def test_noise_that_is_over_before_the_first_step_leaves_the_kernels_to_run():
     assert lj.resolve_implementation(cell, params, xs) == "cpu"
     with pytest.raises(NotImplementedError, match="recurrent_dropout=0.5"):
         lj.scan(cell, params, xs, key=key, implementation="cpu")
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512bf16", "neon"])
-def test_other_instruction_sets_agree(isa):
-    """The kernels are chosen once a process, so this is another one."""
-    if not library.supports(isa):
-        pytest.skip(f"this processor has no {isa}")
-    code = """
-import jax, numpy as np
-import lstm_jax as lj
-from lstm_jax.recurrence.cpu import library
-from tests.test_cpu import program, ALL
-from tests.common import assert_close
-cell = lj.LSTMCell(9, 21, proj_size=13)
-run = lambda name: program(cell, name, ALL, shape=(30, 12))()
-assert_close(run("cpu"), run("xla"))
-run = lambda name: program(cell, name, (), shape=(4, 9), dtype="bfloat16")()
-assert_close(run("cpu"), run("xla"), "bfloat16")
-print(library.instruction_set())
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"LSTM_JAX_ISA": isa, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == isa

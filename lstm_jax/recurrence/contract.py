@@ -87,9 +87,9 @@ class Tape(NamedTuple):
             the output before.
     """
 
-    gates: Array
-    cells: Array
-    entering: Array | None
+    gates: Any
+    cells: Any
+    entering: Any
 
 
 class Implementation:
@@ -259,6 +259,13 @@ def _hidden_is_output(one: Outputs) -> bool:
 def hidden_of(ys: Any) -> Any:
     """h, of the outputs or of the states of a standard cell."""
     return ys.h if isinstance(ys, LSTMState) else ys
+
+
+def cast_like(values: Sequence[Array], shapes: Sequence[Any]) -> list[Array]:
+    """Casts arrays to the dtypes of others."""
+    return [
+        value.astype(shape.dtype) for value, shape in zip(values, shapes, strict=True)
+    ]
 
 
 def has_controls(inputs: Inputs) -> bool:

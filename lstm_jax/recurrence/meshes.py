@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -12,6 +13,43 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lstm_jax.types import Array, PyTree
+
+
+class _Rows(NamedTuple):
+    """Where the batch axes of a function's arguments and results begin.
+
+    Attributes:
+        ins: for each argument; None for one without.
+        outs: for each result; None for a sum over the rows.
+        ndim: how many batch axes there are.
+    """
+
+    ins: Sequence[int | None]
+    outs: Sequence[int | None]
+    ndim: int
+
+    def batch_of(self, shapes: Sequence[Any]) -> tuple:
+        """The mesh axes of each batch axis: of the first argument cut along it."""
+        batch: list[Any] = [None] * self.ndim
+        for shape, axis in zip(shapes, self.ins, strict=True):
+            if axis is not None:
+                spec = (*shape.sharding.spec, *(None for _ in shape.shape))
+                batch = [
+                    one or other for one, other in zip(batch, spec[axis:], strict=False)
+                ]
+        return tuple(batch)
+
+    def shardings(
+        self, mesh: Any, batch: tuple, shapes: Sequence[Any], axes: Sequence[int | None]
+    ) -> list[NamedSharding]:
+        """What is cut along the batch and along nothing else."""
+        result = []
+        for shape, axis in zip(shapes, axes, strict=True):
+            spec: list[Any] = [None] * len(shape.shape)
+            if axis is not None:
+                spec[axis : axis + self.ndim] = batch
+            result.append(NamedSharding(mesh, P(*spec)))
+        return result
 
 
 def per_shard(
@@ -31,84 +69,54 @@ def per_shard(
             summed over the devices too.
         batch_ndim: how many batch axes there are.
     """
-
-    def cut(sharding: Any, axis: int | None, ndim: int, batch: tuple) -> NamedSharding:
-        spec = [None] * ndim
-        if axis is not None:
-            spec[axis : axis + batch_ndim] = batch
-        return NamedSharding(sharding.mesh, P(*spec))
-
-    def batch_of(shapes: Sequence[Any]) -> tuple:
-        """The mesh axes of each batch axis: of the first argument cut along it."""
-        batch: list[Any] = [None] * batch_ndim
-        for shape, axis in zip(shapes, in_axes, strict=True):
-            if axis is None:
-                continue
-            spec = (*shape.sharding.spec, *(None for _ in shape.shape))
-            for n in range(batch_ndim):
-                batch[n] = batch[n] or spec[axis + n]
-        return tuple(batch)
-
-    def partition(mesh, arg_shapes, result_shapes):
-        batch = batch_of(arg_shapes)
-        names = [
-            name
-            for part in batch
-            if part is not None
-            for name in (part if isinstance(part, tuple) else (part,))
-        ]
-
-        def local(*args):
-            results = function(*args)
-            return [
-                lax.psum(out, tuple(names)) if axis is None and names else out
-                for out, axis in zip(results, out_axes, strict=True)
-            ]
-
-        sharding = arg_shapes[0].sharding
-        shardings = lambda shapes, axes: tuple(
-            cut(sharding, axis, len(shape.shape), batch)
-            for shape, axis in zip(shapes, axes, strict=True)
-        )
-        outs = shardings(jax.tree.leaves(result_shapes), out_axes)
-        return sharding.mesh, local, list(outs), shardings(arg_shapes, in_axes)
+    rows = _Rows(in_axes, out_axes, batch_ndim)
 
     def infer(mesh, arg_shapes, result_shapes):
-        batch = batch_of(arg_shapes)
-        return [
-            cut(arg_shapes[0].sharding, axis, len(shape.shape), batch)
-            for shape, axis in zip(
-                jax.tree.leaves(result_shapes), out_axes, strict=True
-            )
-        ]
+        batch, results = rows.batch_of(arg_shapes), jax.tree.leaves(result_shapes)
+        return rows.shardings(arg_shapes[0].sharding.mesh, batch, results, out_axes)
 
-    shapes = jax.eval_shape(function, *args)
+    def partition(mesh, arg_shapes, result_shapes):
+        mesh, batch = arg_shapes[0].sharding.mesh, rows.batch_of(arg_shapes)
+        ins = rows.shardings(mesh, batch, arg_shapes, in_axes)
+        outs = infer(mesh, arg_shapes, result_shapes)
+        return mesh, _summed(function, out_axes, batch), outs, tuple(ins)
+
     partitioned = custom_partitioning(lambda *args: list(function(*args)))
     partitioned.def_partition(
         partition,
         infer_sharding_from_operands=infer,
-        sharding_rule=_rule(args, in_axes, shapes, out_axes, batch_ndim),
+        sharding_rule=_rule(rows, args, jax.eval_shape(function, *args)),
     )
     return list(partitioned(*args))
 
 
-def _rule(args, in_axes, results, out_axes, batch_ndim: int) -> str:
+def _summed(function: Callable, out_axes: Sequence[int | None], batch: tuple) -> Any:
+    """A function of one device's rows; what has no rows is summed over the devices."""
+    parts = [part if isinstance(part, tuple) else (part,) for part in batch if part]
+    names = tuple(name for part in parts for name in part)
+
+    def local(*args):
+        return [
+            lax.psum(out, names) if axis is None and names else out
+            for out, axis in zip(function(*args), out_axes, strict=True)
+        ]
+
+    return local
+
+
+def _rule(rows: _Rows, args: Sequence[Any], results: Sequence[Any]) -> str:
     """The rule by which XLA spreads a sharding: along the batch, and along no other."""
-    count = 0
+    count = itertools.count()
 
     def factors(array, axis):
-        nonlocal count
-        names = []
-        for n in range(array.ndim):
-            if axis is not None and axis <= n < axis + batch_ndim:
-                names.append(f"b{n - axis}")
-            else:
-                names.append(f"x{count}")
-                count += 1
-        return " ".join(names)
+        inside = lambda n: axis is not None and axis <= n < axis + rows.ndim
+        return " ".join(
+            f"b{n - axis}" if inside(n) else f"x{next(count)}"
+            for n in range(array.ndim)
+        )
 
-    ins = [factors(*pair) for pair in zip(args, in_axes, strict=True)]
-    outs = [factors(*pair) for pair in zip(results, out_axes, strict=True)]
+    ins = [factors(*pair) for pair in zip(args, rows.ins, strict=True)]
+    outs = [factors(*pair) for pair in zip(results, rows.outs, strict=True)]
     return f"{', '.join(ins)} -> {', '.join(outs)}"
 
 

@@ -23,7 +23,9 @@ def pytest_collection_modifyitems(config, items):
     left_out = set()
     for check, examined in checks.items():
         chosen = sample(check.__name__, list(examined), check.every_cell)
-        left_out |= {item for example, item in examined.items() if example not in chosen}
+        left_out |= {
+            item for example, item in examined.items() if example not in chosen
+        }
     config.hook.pytest_deselected(items=sorted(left_out, key=lambda i: i.nodeid))
     items[:] = [item for item in items if item not in left_out]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.common import assert_close, quick_jit, random_controls, random_like
+from tests.common import assert_close, quick_jit, random_like
 from tests.contract import truth
 from tests.contract.cases import contract
 from tests.oracles import cells
@@ -104,10 +104,9 @@ def second_differences(subject, controls, args, lines, weights):
     weights = truth.named("last", last) | truth.named("ys", ys)
 
     def along(position):
-        moved = {
-            key: value + sum(p * move[key] for p, move in zip(position, moves, strict=True))
-            for key, value in at.items()
-        }
+        moved = dict(at)
+        for p, move in zip(position, moves, strict=True):
+            moved = {key: value + p * move[key] for key, value in moved.items()}
         out = truth.outputs(subject.cell, controls, False, moved)
         return sum(np.vdot(np.float64(w), out[key]) for key, w in weights.items()) / 4
 
@@ -149,28 +148,33 @@ def test_vmap_agrees_with_one_after_the_other(subject):
         out, pull = jax.vjp(run, params, *rows)
         return out, pull(cotangents)
 
-    def around(in_axes, *args):
-        """Reverse mode of a vmap; gradients of what is not mapped are sums."""
-        out, pull = jax.vjp(jax.vmap(run, in_axes), *args)
-        return out, pull(d_many)
-
     @quick_jit
-    def program():
+    def program(params, weights, args, rows, d_many):
+        def around(in_axes, *args):
+            """Reverse mode of a vmap; gradients of what is not mapped are sums."""
+            out, pull = jax.vjp(jax.vmap(run, in_axes), *args)
+            return out, pull(d_many)
+
         each = lambda axes, *args: jax.vmap(gradients, axes)(*args)
         return {
             "rows": each((None, 0, 0), params, rows, d_many),
-            "weights": each((0, None, 0), weights, args[1:], d_many),
+            "weights": each((0, None, 0), weights, args, d_many),
             "both": each((0, 0, 0), weights, rows, d_many),
             "grad of rows": around((None, 0, 0, 0), params, *rows),
-            "grad of weights": around((0, None, None, None), weights, *args[1:]),
+            "grad of weights": around((0, None, None, None), weights, *args),
             "grad of both": around((0, 0, 0, 0), weights, *rows),
             "nested": jax.vmap(lambda p: each((None, 0, 0), p, rows, d_many))(weights),
         }
 
     one = quick_jit(gradients)
-    pick = lambda tree, n: jax.tree.map(lambda leaf: leaf[n], tree)
-    table = [[one(many[p][0], many[r][1:], d_one[r]) for r in range(3)] for p in range(3)]
-    of_weights = [one(many[n][0], args[1:], d_one[n]) for n in range(3)]
+    each = lambda params: [
+        one(params, rest, d) for (_, *rest), d in zip(many, d_one, strict=True)
+    ]
+    table = [each(params) for params, *_ in many]
+    of_weights = [
+        one(params, list(args[1:]), d)
+        for (params, *_), d in zip(many, d_one, strict=True)
+    ]
     expected = {
         "rows": stacked(table[0]),
         "weights": stacked(of_weights),
@@ -183,7 +187,7 @@ def test_vmap_agrees_with_one_after_the_other(subject):
     out, (d_params, *d_rows) = expected["weights"]
     expected["grad of weights"] = out, (d_params, *total(d_rows))
     expected["grad of both"] = expected["both"]
-    for name, actual in program().items():
+    for name, actual in program(params, weights, args[1:], rows, d_many).items():
         assert_close(actual, expected[name], subject.dtype, name)
 
 
@@ -193,7 +197,6 @@ def test_loops_around_it_agree_with_the_whole(subject):
     run, args = subject.case((B,), 2, ())
     params, _, state, _ = args
     xs = subject.arguments((B,), 3 * 2)[1]
-    chunks = jnp.moveaxis(xs.reshape(B, 3, 2, *xs.shape[2:]), 1, 0)
     whole = lambda params, xs, state: subject.scan(params, xs, state)
     cotangents = random_like(5, jax.eval_shape(whole, params, xs, state))
 

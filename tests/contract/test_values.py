@@ -130,6 +130,7 @@ def check_along_a_line(loop, arguments, key, grad, cotangents, dtype):
     # As if each entry were off by the tolerance of the largest, beside the rounding of
     # the differences.
     scale = TOLERANCE[dtype] * np.abs(grad).max() * np.linalg.norm(line)
-    noise = 1e-9 * sum(np.abs(np.asarray(d, np.float64)).sum() for d in cotangents.values())
+    sizes = [np.abs(np.asarray(d, np.float64)).sum() for d in cotangents.values()]
+    noise = 1e-9 * sum(sizes)
     error = abs(np.vdot(grad, line) - expected)
     assert error <= scale + noise, f"{key}: {error:.2e} off, of {expected:.2e}"

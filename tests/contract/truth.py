@@ -1,58 +1,12 @@
 """What is true of a subject: the float64 loops of tests/oracles, on its arguments."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import lstm_jax as lj
-from tests.common import GRUCell, LeakyCell, fields
+from tests.common import fields, oracle_step
 from tests.oracles import cells, lstm
 
 KINDS = ("params", "xs", "state", "reset_state")
-ACTIVATIONS = {
-    jax.nn.sigmoid: cells.sigmoid,
-    jnp.tanh: np.tanh,
-    jax.nn.hard_sigmoid: cells.hard_sigmoid,
-    jax.nn.soft_sign: cells.softsign,
-    jax.nn.relu: lambda x: np.maximum(x, 0),
-}
-
-
-def step_of(cell):
-    """The NumPy step of a cell, with its options."""
-    if isinstance(cell, lj.Regularized):
-        return functools.partial(regularized_step, cell, step_of(cell.cell))
-    if isinstance(cell, GRUCell):
-        return cells.gru_step
-    if isinstance(cell, LeakyCell):
-        return cells.leaky_step
-    if isinstance(cell, lj.SLSTMCell):
-        exponential = cell.forget_gate == "exponential"
-        return functools.partial(cells.slstm_step, exponential=exponential)
-    if isinstance(cell, lj.ConvLSTMCell):
-        names = ("strides", "dilation", "padding")
-        return functools.partial(
-            cells.conv_step, **{name: getattr(cell, name) for name in names}
-        )
-    return functools.partial(
-        cells.lstm_step,
-        variant=cell.variant,
-        gate=ACTIVATIONS[cell.gate_activation],
-        g_act=ACTIVATIONS[cell.candidate_activation],
-        h_act=ACTIVATIONS[cell.output_activation],
-        clip=cell.clip,
-        cell_clip=cell.cell_clip,
-    )
-
-
-def regularized_step(cell, step, p, s, x):
-    """Without a key dropout is off, and zoneout is what it is in the mean."""
-    after, y = step(p, s, x)
-    mix = lambda rate, name: rate * s[name] + (1 - rate) * after[name]
-    after = after | {"h": mix(cell.zoneout_h, "h"), "c": mix(cell.zoneout_c, "c")}
-    return after, after["h"] if cell.zoneout_h else y
 
 
 def named(kind, tree):
@@ -78,7 +32,7 @@ def part(arguments, kind):
 def outputs(cell, controls, reverse, arguments):
     """The last state, outputs and states, by kind and name."""
     results = cells.run(
-        step_of(cell),
+        oracle_step(cell),
         part(arguments, "params"),
         arguments["xs", ""],
         part(arguments, "state"),

@@ -164,6 +164,14 @@ def leaky_step(p, s, x):
     return {"": (s[""] + new) / 2}, new
 
 
+def zoneout_step(step, rate_h, rate_c, p, s, x):
+    """Another step with zoneout in the mean (Krueger et al. 2017), without a key."""
+    after, y = step(p, s, x)
+    h = rate_h * s["h"] + (1 - rate_h) * after["h"]
+    c = rate_c * s["c"] + (1 - rate_c) * after["c"]
+    return after | {"h": h, "c": c}, h if rate_h else y
+
+
 def run_row(step, p, xs, state, length, mask, reset, reset_state, reverse):
     """One row over time: the last state, and ``(state, y)`` of each valid step."""
     steps, valid = range(length), {}
@@ -195,9 +203,7 @@ def run(step, p, xs, state, reset_state, controls, reverse):
     ys = {name: np.zeros((B, T, *value.shape)) for name, value in one.items()}
     for n in range(B):
         starts = pick(state, n), int(lengths[n]), mask[n], reset[n]
-        after, valid = run_row(
-            step, p, xs[n], *starts, pick(reset_state, n), reverse
-        )
+        after, valid = run_row(step, p, xs[n], *starts, pick(reset_state, n), reverse)
         for name in last:
             last[name][n] = after[name]
         for t, pair in valid.items():
