@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
-from jax._src.lib import xla_client  # no public name
+from jax._src.lib import xla_client  # pyright: ignore  # no public name
 from jax._src.sharding_impls import GSPMDSharding  # no public name
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -84,7 +84,7 @@ class _Cut(NamedTuple):
             for shape, axis in zip(shapes, axes, strict=True)
         ]
 
-    def _sharding(self, ndim: int, axis: int | None) -> xla_client.OpSharding:
+    def _sharding(self, ndim: int, axis: int | None) -> Any:
         *parts, copies = self.blocks.shape
         sharding = xla_client.OpSharding()
         if axis is None or copies == self.blocks.size:
@@ -109,7 +109,7 @@ def _cut_of(shapes: Any, axes: Sequence[int | None], batch_ndim: int) -> _Cut:
     return _Cut(devices, min([whole, *every], key=lambda blocks: blocks.shape[-1]))
 
 
-def _blocks(shape: Any, axis: int, whole: np.ndarray) -> np.ndarray:
+def _blocks(shape: Any, axis: Any, whole: np.ndarray) -> np.ndarray:
     """Of one argument, see :class:`_Cut`; ``whole`` where it is not cut."""
     hlo = shape.sharding._to_xla_hlo_sharding(len(shape.shape))
     if hlo.is_replicated():
