@@ -9,13 +9,24 @@ CASES ?= 200
 # elsewhere they are not.
 export LSTM_JAX_WERROR := 1
 
-.PHONY: train test peers bench wheel sanitize lint clean
+.PHONY: train test test-all peers bench wheel sanitize lint clean
 
 train: $(VENV)/package.stamp $(VENV)/examples.stamp
 	$(BIN)/python examples/char_lm.py
 
 test: $(VENV)/package.stamp $(VENV)/tests.stamp
 	$(BIN)/python -m pytest -n 2 $(TESTS) --ignore=tests/peers $(PYTEST)
+
+# The contract suite whole, not a sample of it, here and on a newer Python with the newest
+# JAX, where there is one.
+NEWEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) \
+  $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null))
+
+test-all:
+	$(MAKE) test PYTEST="--contract=all $(PYTEST)"
+	if [ -n "$(NEWEST)" ]; then \
+	  $(MAKE) test PYTHON=$(NEWEST) VENV=.venv-newest PYTEST="--contract=all $(PYTEST)"; \
+	else echo "No Python 3.13 here: the tests ran on one lane."; fi
 
 # Parity with PyTorch and Keras, and their examples.
 peers: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp

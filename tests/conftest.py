@@ -1,6 +1,24 @@
 """What every test runs under: strict promotion, four CPU devices."""
 
+import collections
+import zlib
+
 import jax
+import pytest
+
+# One in how many examples of a test is run where the suite is sampled, by module: those
+# that compile a program for each of many.
+SAMPLED = {
+    "test_cells": 3,
+    "test_cpu": 2,
+    "test_export": 2,
+    "test_kernels_nonfinite": 3,
+    "test_oracle_agreement": 3,
+    "test_parallel": 2,
+    "test_regularization": 2,
+    "test_sharding": 4,
+    "test_transforms": 2,
+}
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -13,6 +31,32 @@ def pytest_addoption(parser):
         "--contract",
         choices=("sample", "all"),
         default="sample",
-        help="how much of tests/contract runs: a sample that has every cell, "
-        "implementation, dtype and check, or every combination",
+        help="how much runs of tests/contract, and of what else compiles much: a sample "
+        "that has every cell, implementation, dtype and check, or every combination",
     )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Leaves out, of each test in :data:`SAMPLED`, all but some of its examples.
+
+    Which ones depends on their names alone. A test that is named is run.
+    """
+    named = any("::" in argument for argument in config.args)
+    if config.getoption("--contract") == "all" or named:
+        return
+    examples = collections.defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec") and _module(item) in SAMPLED:
+            examples[item.function].append((zlib.crc32(item.name.encode()), item))
+    left_out = set()
+    for numbered in examples.values():
+        numbered.sort(key=lambda pair: pair[0])
+        kept = -(-len(numbered) // SAMPLED[_module(numbered[0][1])])
+        left_out |= {item for _, item in numbered[kept:]}
+    config.hook.pytest_deselected(items=sorted(left_out, key=lambda i: i.nodeid))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _module(item):
+    return item.module.__name__.rpartition(".")[2]
