@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests lstm_jax
 CASES ?= 200
+# Warnings of the C++ compiler are errors here; where the package is installed from
+# elsewhere they are not.
+export LSTM_JAX_WERROR := 1
 
 .PHONY: train test peers bench wheel sanitize lint clean
 
@@ -35,7 +38,7 @@ lint: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp $(VENV)/lint
 
 # The CPU kernels are compiled as the package is installed: once, against the headers of
 # the oldest jaxlib. What else is installed leaves them as they are.
-NATIVE := hatch_build.py $(wildcard lstm_jax/recurrence/cpu/csrc/*)
+NATIVE := hatch_build.py $(shell find lstm_jax/recurrence/cpu/csrc -type f)
 
 $(VENV)/package.stamp: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet "hatchling>=1.27" editables --editable .

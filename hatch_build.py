@@ -2,6 +2,8 @@
 
 Without one, or if it fails, the package is built all the same, without the kernels.
 LSTM_JAX_NATIVE=0 leaves them out, LSTM_JAX_NATIVE=1 makes a failure an error.
+LSTM_JAX_WERROR=1, which the Makefile sets, makes errors of warnings and of a failing
+compiler; whoever installs the package may have a newer one, with other warnings.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import pathlib
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,13 +19,14 @@ import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = pathlib.Path("lstm_jax/recurrence/cpu")
 LIBRARY = "_native.so"
 
+WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Werror")
 # Products and sums may be fused; nothing else about floating point is relaxed.
 FLAGS = (
     "-std=c++17",
@@ -33,32 +37,25 @@ FLAGS = (
     "-fno-math-errno",
 )
 
-_AVX512 = (
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512vl",
-    "-mavx512dq",
-    "-mfma",
-    "-mprefer-vector-width=512",
-)
-_BFLOAT16 = (*_AVX512, "-mavx512bf16")
-
-# By processor: name, floats in a vector, vector registers, flags; the slowest first.
-INSTRUCTION_SETS = {
-    "x86_64": (
-        ("baseline", 4, 16, ()),
-        ("avx2", 8, 16, ("-mavx2", "-mfma")),
-        ("avx512", 16, 32, _AVX512),
-        ("avx512bf16", 16, 32, _BFLOAT16),
-        ("amx", 16, 32, (*_BFLOAT16, "-mamx-tile", "-mamx-bf16")),
-    ),
-    "aarch64": (("neon", 4, 32, ()),),
-}
 MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
 
 
 class NotCompiled(Exception):
     """There are no kernels to be had here; the message says why."""
+
+
+class CompilerFailed(NotCompiled):
+    """There is a compiler, but it does not take these sources."""
+
+
+class InstructionSet(NamedTuple):
+    """A line of ``csrc/isas.def``."""
+
+    machine: str
+    name: str
+    width: str
+    registers: str
+    flags: tuple[str, ...]
 
 
 # For the kernels' own test: `python hatch_build.py --sanitize PROGRAM`.
@@ -79,28 +76,29 @@ def compile_library(folder: pathlib.Path, to: pathlib.Path) -> None:
         NotCompiled: if there is no compiler, or it fails.
     """
     main = (folder / "ffi.cc", ("-isystem", _headers()))
-    _build(folder, main, to, FLAGS, ("-shared",))
+    _build(folder, [main], to, FLAGS, ("-shared",))
 
 
 def _build(
     folder: pathlib.Path,
-    main: tuple[pathlib.Path, tuple[str, ...]],
+    mains: list[tuple[pathlib.Path, tuple[str, ...]]],
     to: pathlib.Path,
     flags: tuple[str, ...],
     link_flags: tuple[str, ...],
 ) -> None:
     compiler = _compiler()
-    sets = _instruction_sets(compiler)
-    names = " ".join(f"X({name})" for name, *_ in sets)
-    units = [
-        main,
-        (folder / "team.cc", ()),
-        (folder / "dispatch.cc", (f"-DLSTM_ISAS={names}",)),
-    ]
-    for name, width, registers, set_flags in sets:
-        defines = f"ISA={name}", f"WIDTH={width}", f"REGISTERS={registers}"
-        set_flags += tuple(f"-DLSTM_{define}" for define in defines)
-        units.append((folder / "kernels.cc", set_flags))
+    if _werror():
+        flags += WARNINGS
+    sets = _instruction_sets(folder, compiler)
+    names = " ".join(f"X({one.name})" for one in sets)
+    compiled = (f"-DLSTM_COMPILED_ISAS={names}",)
+    units = [*mains, (folder / "dispatch.cc", compiled)]
+    for room in ("memory", "threads"):
+        units += [(source, ()) for source in sorted((folder / room).glob("*.cc"))]
+    for one in sets:
+        defines = f"ISA={one.name}", f"WIDTH={one.width}", f"REGISTERS={one.registers}"
+        set_flags = one.flags + tuple(f"-DLSTM_{define}" for define in defines)
+        units.append((folder / "lstm" / "kernels.cc", set_flags))
     with tempfile.TemporaryDirectory() as scratch:
 
         def compile_unit(numbered):
@@ -125,17 +123,42 @@ def _build(
         beside.replace(to)
 
 
-def _instruction_sets(compiler: list[str]) -> list[tuple]:
+def _instruction_sets(
+    folder: pathlib.Path, compiler: list[str]
+) -> list[InstructionSet]:
     """Those of this machine's kind that the compiler knows."""
     machine = MACHINES.get(platform.machine(), platform.machine())
-    if machine not in INSTRUCTION_SETS or sys.platform not in ("linux", "darwin"):
+    text = (folder / "isas.def").read_text()
+    sets = [one for one in read_instruction_sets(text) if one.machine == machine]
+    if not sets or sys.platform not in ("linux", "darwin"):
         raise NotCompiled(f"there are none for {sys.platform} on {machine}")
 
     def known(flags):
         command = [*compiler, *flags, "-x", "c++", "-E", os.devnull]
         return not subprocess.run(command, capture_output=True).returncode
 
-    return [one for one in INSTRUCTION_SETS[machine] if not one[3] or known(one[3])]
+    return [one for one in sets if not one.flags or known(one.flags)]
+
+
+def read_instruction_sets(text: str) -> list[InstructionSet]:
+    """What ``isas.def`` says to a compiler; the rest is the dispatch's."""
+    line = re.compile(
+        r'^ISA_(\w+)\((\w+), (\d+), (\d+),((?:\s*"[^"]*")+),', re.MULTILINE
+    )
+    return [
+        InstructionSet(
+            machine.lower(),
+            name,
+            width,
+            registers,
+            tuple(flags.replace('"', "").split()),
+        )
+        for machine, name, width, registers, flags in line.findall(text)
+    ]
+
+
+def _werror() -> bool:
+    return os.environ.get("LSTM_JAX_WERROR", "") == "1"
 
 
 def _compiler() -> list[str]:
@@ -164,7 +187,7 @@ def _call(command: list[str]) -> None:
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line]
         what = lines[0] if lines else f"exit status {error.returncode}"
-        raise NotCompiled(f"{command[0]} failed: {what}") from error
+        raise CompilerFailed(f"{command[0]} failed: {what}") from error
 
 
 class KernelsBuildHook(BuildHookInterface):
@@ -180,7 +203,7 @@ class KernelsBuildHook(BuildHookInterface):
         try:
             compile_library(folder / "csrc", library)
         except NotCompiled as reason:
-            if wanted == "1":
+            if wanted == "1" or (_werror() and isinstance(reason, CompilerFailed)):
                 raise
             library.unlink(missing_ok=True)
             self.app.display_warning(
@@ -197,7 +220,9 @@ class KernelsBuildHook(BuildHookInterface):
 if __name__ == "__main__":
     source = FOLDER / "csrc"
     if sys.argv[1:2] == ["--sanitize"]:
-        test = (pathlib.Path("tests/native/kernels_test.cc"), ())
-        _build(source, test, pathlib.Path(sys.argv[2]), SANITIZED, ())
+        tests = [
+            (test, ()) for test in sorted(pathlib.Path("tests/native").glob("*.cc"))
+        ]
+        _build(source, tests, pathlib.Path(sys.argv[2]), SANITIZED, ())
     else:
         compile_library(source, FOLDER / LIBRARY)

@@ -1,7 +1,8 @@
-"""How layers and directions are connected."""
+"""How layers and directions are connected, and run one after the other."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.base import as_cell
+from lstm_jax import meshes, sequence
+from lstm_jax.cells.base import as_cell, compute_dtype, step
 from lstm_jax.cells.regularized import inverted_dropout
-from lstm_jax.checks import options
-from lstm_jax.types import Array, Directions, LSTMState
+from lstm_jax.checks import arrays, options
+from lstm_jax.numerics import where_rows
+from lstm_jax.recurrence import loop
+from lstm_jax.types import Array, Directions, LSTMState, Options
 
 MERGES = {
     "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
@@ -32,8 +36,6 @@ def check_options(model: Any) -> None:
             "nothing. output_dropout drops outputs, input_dropout inputs (Keras's "
             "dropout)."
         )
-    if model.merge != "concat" and not model.bidirectional:
-        _warn(f"merge: {model.merge!r} does nothing with bidirectional=False.")
     cells, widening = [as_cell(cell) for cell in model.cells], model._widening
     for index in range(1, len(cells)):
         below = cells[index - 1].output_size * widening
@@ -119,3 +121,69 @@ def bridge(state: tuple[Directions, ...], merge: str) -> tuple[Directions, ...]:
 def _warn(message: str) -> None:
     """Says that an option does nothing, where the model is made."""
     warnings.warn(message, UserWarning, stacklevel=5)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "static"))
+def apply(model, params, xs, state, traced, *, static):
+    """Runs a stack over time, on checked arguments."""
+    axis = xs.ndim - arrays.input_ndim(as_cell(model.cells[0])) - 1
+
+    def whole(params, xs, state, traced):
+        given = Options(*traced, *static)
+        if not given.time_major:
+            xs, mask, reset = sequence.time_in_front(axis, xs, given)
+            given = given._replace(mask=mask, reset=reset)
+
+        def run(index, cell, xs):
+            key = None if given.key is None else jax.random.fold_in(given.key, index)
+            layer = given._replace(key=key)
+            return _layer(model, cell, params[index], xs, state[index], layer)
+
+        after, ys = through_layers(model, xs, run, given.key)
+        return after, ys if given.time_major else jnp.moveaxis(ys, 0, axis)
+
+    first = int(Options(*traced, *static).time_major)
+    args = (params, xs, state, traced)
+    return meshes.automatic(whole, args, xs, (first, axis), (0, first))
+
+
+def _layer(model, cell, params, xs, state, given):
+    """One layer over time, in one direction or in two."""
+    directions = []
+    for n in range(model._directions):
+        reset_state = None
+        if given.reset is not None:
+            batch_shape = given.reset.shape[1:]
+            dtype = compute_dtype(cell, xs.dtype)
+            reset_state = cell.initial_state(params[n], batch_shape, dtype)
+        key = None if given.key is None else jax.random.fold_in(given.key, 1 + n)
+        directions.append(
+            loop.Direction(params[n], state[n], reset_state, key, reverse=n == 1)
+        )
+    results = loop.run(cell, xs, directions, given, given.implementation)
+    afters, outputs = zip(*results, strict=True)
+    ys = outputs[0] if len(outputs) == 1 else MERGES[model.merge](*outputs)
+    return Directions(*afters), ys
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def take_step(model, params, state, x, reset):
+    """One step through a stack, on checked arguments."""
+
+    def whole(params, state, x, reset):
+        run = functools.partial(_layer_step, params, state, reset)
+        return through_layers(model, x, run)
+
+    batch = 0, x.ndim - arrays.input_ndim(as_cell(model.cells[0]))
+    return meshes.automatic(whole, (params, state, x, reset), x, batch, (0, 0))
+
+
+def _layer_step(params, state, reset, index, cell, x):
+    """One step of one layer."""
+    one, before = params[index].forward, state[index].forward
+    if reset is not None:
+        dtype = compute_dtype(cell, x.dtype)
+        start = cell.initial_state(one, reset.shape, dtype)
+        before = where_rows(reset, start, before)
+    after, y = step(cell, one, before, x)
+    return Directions(after), y

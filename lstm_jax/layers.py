@@ -11,11 +11,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from lstm_jax import connections, stack
-from lstm_jax.cells.lstm_cell import (
-    Activation,
-    Initializer,
-    LSTMCell,
-)
+from lstm_jax.cells.lstm_cell import Activation, Initializer, LSTMCell
 from lstm_jax.cells.regularized import RATES, Regularized
 from lstm_jax.cells.slstm import SLSTMCell
 from lstm_jax.cells.variants import VARIANTS
@@ -177,13 +173,7 @@ class LSTM(stack.Layers):
     num_heads: int = 1
     learn_initial_state: bool = False
 
-    INIT_ONLY: ClassVar = (
-        "forget_bias",
-        "kernel_init",
-        "recurrent_init",
-        "bias_init",
-        "param_dtype",
-    )
+    INIT_ONLY: ClassVar = LSTMCell.INIT_ONLY
 
     def __post_init__(self) -> None:
         """Checks the options."""

@@ -12,6 +12,8 @@ from lstm_jax import boxes, layers, naming
 from lstm_jax.checks import slips
 from lstm_jax.types import Array, Directions
 
+__all__ = ("LSTM", "Stack", "params_of", "variables_of")
+
 
 def _open(value: Any) -> tuple[Any, Any]:
     if not isinstance(value, nn.meta.AxisMetadata):

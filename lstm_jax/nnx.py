@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
@@ -16,6 +17,8 @@ from flax import nnx
 from lstm_jax import boxes, layers, naming
 from lstm_jax.checks import slips
 from lstm_jax.types import Array, Directions, PyTree
+
+__all__ = ("LSTM", "Parameters", "Stack")
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -37,7 +40,15 @@ _BOXES = boxes.Boxes("flax.nnx.with_partitioning", _open, _close)
 
 
 class Parameters(nnx.Module):
-    """Parameters by name: each an ``nnx.Param``, more of them, or None for none."""
+    """Parameters by name: each an ``nnx.Param``, more of them, or None for none.
+
+    Example:
+        >>> from flax import nnx
+        >>> from lstm_jax.nnx import LSTM
+        >>> layer = LSTM(3, 5, rngs=nnx.Rngs(0)).layers[0]
+        >>> type(layer).__name__, layer.forward.kernel.shape, layer.backward
+        ('Parameters', (3, 20), None)
+    """
 
     def __init__(self, tree: dict[str, Any]):
         """Takes over ``tree``, whose leaves are ``nnx.Param`` or None."""
@@ -204,7 +215,6 @@ class Stack(nnx.Module):
             ValueError: see :meth:`lstm_jax.LSTM.apply`.
             TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
-        slips.check_inputs(xs)
         if deterministic is None:
             deterministic = self.deterministic
         key = None
@@ -327,3 +337,15 @@ def _key(rngs: Any) -> Array:
     if isinstance(rngs, nnx.Rngs):
         return rngs.dropout()
     return rngs() if isinstance(rngs, nnx.RngStream) else rngs
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Direction", "Layer"):
+        warnings.warn(
+            f"lstm_jax.nnx.{name} is now lstm_jax.nnx.Parameters, and goes with the "
+            "next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return Parameters
+    raise AttributeError(f"module 'lstm_jax.nnx' has no attribute {name!r}")

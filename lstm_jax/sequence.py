@@ -260,7 +260,7 @@ def resolve_implementation(
 
     def perturb():
         front = xs if time_major else jnp.moveaxis(xs, _batch_ndim(cell, xs), 0)
-        runs[0], *rest = cell.perturb(given.key, params, front)
+        runs[0], *rest = cell.perturb(jnp.asarray(given.key), params, front)
         return rest
 
     if key is not None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import connections, meshes, sequence
-from lstm_jax.cells.base import Cell, as_cell, compute_dtype, step
+from lstm_jax import connections, sequence
+from lstm_jax.cells.base import Cell, as_cell, compute_dtype
 from lstm_jax.checks import arrays, slips, trees
 from lstm_jax.descriptions.base import Description
-from lstm_jax.numerics import where_rows
-from lstm_jax.recurrence import choice, loop
+from lstm_jax.recurrence import choice
 from lstm_jax.types import Array, Directions, Options
 
 Params = tuple[Directions, ...]
@@ -122,7 +120,6 @@ class Layers(Description):
             ValueError: if a shape, a value of ``lengths`` or an option is wrong.
             TypeError: if a type or dtype is wrong.
         """
-        slips.check_inputs(xs)
         given = Options(
             lengths=lengths,
             mask=mask,
@@ -146,7 +143,9 @@ class Layers(Description):
             choice.candidates(permitted, cell.without_noise, dtype)
         given = given._replace(implementation=permitted)
         program, static = self.for_program(), given.static
-        return _apply(program, params, xs, state, given.arrays, static=static)
+        return connections.apply(
+            program, params, xs, state, given.arrays, static=static
+        )
 
     def step(
         self,
@@ -188,7 +187,7 @@ class Layers(Description):
         if reset is not None:
             reset = arrays.take_array("reset", reset, jnp.bool_)
             arrays.check_shape("reset", "[*batch]", batch_shape, reset)
-        return _step(self.for_program(), params, state, x, reset)
+        return connections.take_step(self.for_program(), params, state, x, reset)
 
     def initial_state(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
@@ -396,66 +395,3 @@ class Stack(Layers):
             )
         object.__setattr__(self, "cells", tuple(self.cells))
         connections.check_options(self)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "static"))
-def _apply(model, params, xs, state, traced, *, static):
-    axis = xs.ndim - arrays.input_ndim(as_cell(model.cells[0])) - 1
-
-    def whole(params, xs, state, traced):
-        given = Options(*traced, *static)
-        if not given.time_major:
-            xs, mask, reset = sequence.time_in_front(axis, xs, given)
-            given = given._replace(mask=mask, reset=reset)
-
-        def run(index, cell, xs):
-            key = None if given.key is None else jax.random.fold_in(given.key, index)
-            layer = given._replace(key=key)
-            return _layer(model, cell, params[index], xs, state[index], layer)
-
-        after, ys = connections.through_layers(model, xs, run, given.key)
-        return after, ys if given.time_major else jnp.moveaxis(ys, 0, axis)
-
-    first = int(Options(*traced, *static).time_major)
-    args = (params, xs, state, traced)
-    return meshes.automatic(whole, args, xs, (first, axis), (0, first))
-
-
-def _layer(model, cell, params, xs, state, given):
-    """One layer over time, in one direction or in two."""
-    directions = []
-    for n in range(model._directions):
-        reset_state = None
-        if given.reset is not None:
-            batch_shape = given.reset.shape[1:]
-            dtype = compute_dtype(cell, xs.dtype)
-            reset_state = cell.initial_state(params[n], batch_shape, dtype)
-        key = None if given.key is None else jax.random.fold_in(given.key, 1 + n)
-        directions.append(
-            loop.Direction(params[n], state[n], reset_state, key, reverse=n == 1)
-        )
-    results = loop.run(cell, xs, directions, given, given.implementation)
-    afters, outputs = zip(*results, strict=True)
-    ys = outputs[0] if len(outputs) == 1 else connections.MERGES[model.merge](*outputs)
-    return Directions(*afters), ys
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _step(model, params, state, x, reset):
-    def whole(params, state, x, reset):
-        run = functools.partial(_layer_step, params, state, reset)
-        return connections.through_layers(model, x, run)
-
-    batch = 0, x.ndim - arrays.input_ndim(as_cell(model.cells[0]))
-    return meshes.automatic(whole, (params, state, x, reset), x, batch, (0, 0))
-
-
-def _layer_step(params, state, reset, index, cell, x):
-    """One step of one layer."""
-    one, before = params[index].forward, state[index].forward
-    if reset is not None:
-        dtype = compute_dtype(cell, x.dtype)
-        start = cell.initial_state(one, reset.shape, dtype)
-        before = where_rows(reset, start, before)
-    after, y = step(cell, one, before, x)
-    return Directions(after), y

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax import sequence
+from lstm_jax.cells.base import as_cell
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import border, options
 from lstm_jax.types import PyTree
@@ -100,7 +101,8 @@ def stream(
         time_major=time_major,
         implementation=implementation,
     )
-    read = _read(model.cells[0] if is_stack else model, chunks, time_major)
+    cell = as_cell(model.cells[0] if is_stack else model)
+    read = _read(cell, chunks, time_major)
     return _results(run, _recut(read, chunk_size), border.take_leaves("state", state))
 
 

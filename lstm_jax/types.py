@@ -17,6 +17,8 @@ import jax.export
 
 Array = jax.Array
 PyTree = Any
+# Its states are attributes that no type checker knows.
+config: Any = jax.config
 
 
 def serializable(cls: Any) -> Any:
@@ -36,6 +38,12 @@ class LSTMState(NamedTuple):
     Attributes:
         h: hidden state, ``[*batch, P]``, in the compute dtype.
         c: cell state, ``[*batch, H]``, in float32 or wider.
+
+    Example:
+        >>> import jax.numpy as jnp, lstm_jax as lj
+        >>> state = lj.LSTMState(h=jnp.zeros((2, 5)), c=jnp.zeros((2, 5)))
+        >>> state._replace(c=state.c + 1).c[0, 0].item()
+        1.0
     """
 
     h: Array
@@ -66,6 +74,15 @@ class LSTMParams(NamedTuple):
         cell_norm: ``[2, H]``, scale and shift of that of the cell state.
         initial_h: ``[P]``, learned start.
         initial_c: ``[H]``, of the same.
+
+    Example:
+        >>> import jax.numpy as jnp, lstm_jax as lj
+        >>> params = lj.LSTMParams(
+        ...     kernel=jnp.ones((3, 20)), recurrent_kernel=jnp.ones((5, 20))
+        ... )
+        >>> state, ys = lj.lstm(params, jnp.ones((7, 3)))
+        >>> ys.shape
+        (7, 5)
     """
 
     kernel: Array
@@ -88,6 +105,12 @@ class Directions(NamedTuple):
     Attributes:
         forward: of the direction from the first step to the last.
         backward: of the other direction; None in a one-directional layer.
+
+    Example:
+        >>> import jax, lstm_jax as lj
+        >>> params = lj.LSTM(3, 5, num_layers=2).init(jax.random.key(0))
+        >>> type(params[1]).__name__, params[1].forward.kernel.shape, params[1].backward
+        ('Directions', (5, 20), None)
     """
 
     forward: Any

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from tests import oracle_cells as oracle
 from tests.common import (
     assert_close,
     cell_cases,
     normal,
+    oracle_step,
     quick_jit,
     random_controls,
     random_inputs,
@@ -22,6 +22,7 @@ from tests.common import (
     standard_cases,
     value_and_pullback,
 )
+from tests.oracles import cells as oracle
 
 CELLS = cell_cases()
 B, T = 3, 5
@@ -147,34 +148,6 @@ def test_half_precision_keeps_the_state_wide(name):
     assert all(leaf.dtype == jnp.float32 for leaf in state[1:])
     expected, _ = lj.scan(CELLS[name], params, xs, **controls)
     assert np.abs(np.asarray(state.h, np.float32) - expected.h).max() < 0.1
-
-
-def oracle_step(cell):
-    """The NumPy step of a cell, with its options."""
-    if isinstance(cell, lj.SLSTMCell):
-        exponential = cell.forget_gate == "exponential"
-        return functools.partial(oracle.slstm_step, exponential=exponential)
-    if isinstance(cell, lj.ConvLSTMCell):
-        names = ("strides", "dilation", "padding")
-        return functools.partial(
-            oracle.conv_step, **{name: getattr(cell, name) for name in names}
-        )
-    functions = {
-        jax.nn.sigmoid: oracle.sigmoid,
-        jnp.tanh: np.tanh,
-        jax.nn.hard_sigmoid: oracle.hard_sigmoid,
-        jax.nn.soft_sign: oracle.softsign,
-        jax.nn.relu: lambda x: np.maximum(x, 0),
-    }
-    return functools.partial(
-        oracle.lstm_step,
-        variant=cell.variant,
-        gate=functions[cell.gate_activation],
-        g_act=functions[cell.candidate_activation],
-        h_act=functions[cell.output_activation],
-        clip=cell.clip,
-        cell_clip=cell.cell_clip,
-    )
 
 
 # Those of the standard cells are in test_oracle_agreement.py, by hand.

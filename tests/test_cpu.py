@@ -1,9 +1,6 @@
 """The CPU kernels: against the reference, and what only they promise."""
 
 import ctypes
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -285,79 +282,6 @@ def test_gradients_that_nobody_wants_are_not_computed():
     assert "tensor<3x20xf32>" in results
 
 
-BUFFERS = {
-    "kernel": (1, (3, 24)),
-    "rank": (0, (14, 3)),
-    "dtype": (6, (2, 6), jnp.int32),
-    "bias": (3, (19,)),
-    "empty": (2, (0,)),
-    "valid": (7, (2, 7)),
-}
-
-
-@pytest.mark.parametrize("change", BUFFERS.values(), ids=BUFFERS)
-def test_wrong_buffers_are_an_error(change):
-    position, shape, *dtype = change
-    B, T, I, H = 2, 7, 3, 5
-    f32 = jnp.float32
-    empty, flags = jnp.zeros((0,)), jnp.zeros((0,), bool)
-    args = [
-        *(jnp.zeros(s) for s in [(T, B, I), (I, 4 * H), (H, 4 * H), (4 * H,), (0,)]),
-        *(jnp.zeros((B, H)), jnp.zeros((B, H)), flags, flags, empty, empty),
-    ]
-    results = [
-        jax.ShapeDtypeStruct(s, f32) for s in [(T, B, H), (0,), (B, H), (B, H)]
-    ] + [jax.ShapeDtypeStruct((0,), dtype) for dtype in ("uint32", "uint32", f32)]
-    call = jax.ffi.ffi_call(library.FORWARD, results)
-    jax.block_until_ready(call(*args, reverse=np.int64(0)))
-    bad = jnp.ones(shape, dtype[0] if dtype else args[position].dtype)
-    args[position] = bad
-    with pytest.raises(jax.errors.JaxRuntimeError, match="lstm_jax"):
-        jax.block_until_ready(call(*args, reverse=np.int64(0)))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="number of buffers"):
-        jax.block_until_ready(call(*args[:-1], reverse=np.int64(0)))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_saved_can_be_cut_along_the_batch(dtype):
-    T, B, I, H, padded = 6, 5, 3, 20, 32
-    bits = {"float32": "uint32", "bfloat16": "uint16"}[dtype]
-    shape = jax.ShapeDtypeStruct
-    kernels = [normal(n, s, dtype) for n, s in enumerate([(I, 4 * H), (H, 4 * H)])]
-    empty, flags, none = jnp.zeros(0, dtype), jnp.zeros(0, bool), jnp.zeros(0)
-
-    def operands(xs, h, c):
-        return [xs, *kernels, empty, empty, h, c, flags, flags, empty, none]
-
-    def forward(xs, h, c):
-        shapes = [shape((T, B, H), dtype), shape((0,), "float32")]
-        shapes += [shape((B, H), dtype), shape((B, H), "float32")]
-        shapes += [shape((T, B, 4 * padded), bits), shape((T, B, padded), "uint32")]
-        shapes += [shape((0,), dtype)]
-        call = jax.ffi.ffi_call(library.FORWARD, shapes)
-        ys, _, _, _, gates, cells, _ = call(*operands(xs, h, c), reverse=np.int64(0))
-        return ys, gates, cells
-
-    def d_xs(xs, h, c, ys, gates, cells):
-        shapes = [shape(xs.shape, dtype), *[shape((0,), dtype)] * 5]
-        shapes += [shape((0,), "float32"), shape((0,), dtype), shape((0,), "float32")]
-        call = jax.ffi.ffi_call(library.BACKWARD, shapes)
-        saved = [ys, empty, gates, cells]
-        cotangents = [jnp.ones_like(ys), none, jnp.ones_like(h), jnp.ones_like(c)]
-        return call(*operands(xs, h, c), *saved, *cotangents, reverse=np.int64(0))[0]
-
-    xs = normal(2, (T, B, I), dtype)
-    state = normal(3, (B, H), dtype), normal(4, (B, H))
-    saved = forward(xs, *state)
-    whole = d_xs(xs, *state, *saved)
-    assert np.abs(np.asarray(whole, np.float32)).min() > 0
-    some = slice(1, 4)
-    rows = d_xs(
-        xs[:, some], *(leaf[some] for leaf in state), *(leaf[:, some] for leaf in saved)
-    )
-    assert_close(rows, whole[:, some], dtype)
-
-
 def test_is_chosen_where_it_can_run():
     cell = lj.LSTMCell(3, 5)
     params, xs = random_params(cell, 0), jnp.ones((2, 7, 3))
@@ -398,31 +322,3 @@ def test_noise_that_is_over_before_the_first_step_leaves_the_kernels_to_run():
     assert lj.resolve_implementation(cell, params, xs) == "cpu"
     with pytest.raises(NotImplementedError, match="recurrent_dropout=0.5"):
         lj.scan(cell, params, xs, key=key, implementation="cpu")
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512bf16", "neon"])
-def test_other_instruction_sets_agree(isa):
-    """The kernels are chosen once a process, so this is another one."""
-    if not library.supports(isa):
-        pytest.skip(f"this processor has no {isa}")
-    code = """
-import jax, numpy as np
-import lstm_jax as lj
-from lstm_jax.recurrence.cpu import library
-from tests.test_cpu import program, ALL
-from tests.common import assert_close
-cell = lj.LSTMCell(9, 21, proj_size=13)
-run = lambda name: program(cell, name, ALL, shape=(30, 12))()
-assert_close(run("cpu"), run("xla"))
-run = lambda name: program(cell, name, (), shape=(4, 9), dtype="bfloat16")()
-assert_close(run("cpu"), run("xla"), "bfloat16")
-print(library.instruction_set())
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"LSTM_JAX_ISA": isa, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == isa

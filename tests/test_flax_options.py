@@ -81,10 +81,10 @@ def test_every_option_is_handed_on(name):
     elif value is None:
         value = 0.25 if default is None else not default
         value = 0.25 if isinstance(default, float) else value
-    expected = lj.LSTM(3, 4, **{name: value})
-    assert expected != lj.LSTM(3, 4)
-    assert make_nnx(3, 4, **{name: value}).model == expected
-    module = linen.LSTM(3, 4, **{name: value})
+    expected = lj.LSTM(3, 4, 2, **{name: value})
+    assert expected != lj.LSTM(3, 4, 2)
+    assert make_nnx(3, 4, 2, **{name: value}).model == expected
+    module = linen.LSTM(3, 4, 2, **{name: value})
     assert module.model == expected and getattr(module, name) == value
 
 
@@ -108,8 +108,8 @@ def test_linen_is_a_module_like_any_other():
     class Longer(linen.LSTM):
         extra: int = 1
 
-    longer = Longer(3, 5, dropout=0.5, extra=4)
-    assert (longer.extra, longer.model) == (4, lj.LSTM(3, 5, dropout=0.5))
+    longer = Longer(3, 5, 2, dropout=0.5, extra=4)
+    assert (longer.extra, longer.model) == (4, lj.LSTM(3, 5, 2, dropout=0.5))
 
 
 def test_linen_in_compact_and_in_setup():

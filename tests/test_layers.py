@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from tests.common import assert_close, normal, random_controls, random_like
+from tests.common import (
+    assert_close,
+    normal,
+    random_controls,
+    random_like,
+    random_params,
+)
 
 OPTIONS = {
     "one": {},
@@ -117,6 +123,63 @@ def test_dropout_is_between_layers_and_needs_a_key():
     assert not np.allclose(other, ys, atol=1e-3)
 
 
+def test_dropout_of_one_layer_says_that_it_does_nothing():
+    with pytest.warns(UserWarning, match="dropout: it is between layers, and there is"):
+        model = lj.LSTM(3, 5, dropout=0.5)
+    assert not model.noisy
+    assert lj.LSTM(3, 5, output_dropout=0.5).noisy
+
+
+def test_what_programs_write_by_hand_has_names():
+    model = lj.LSTM(3, 5, 2, bidirectional=True, learn_initial_state=True)
+    params = random_params(model, 1)
+    xs, lengths = normal(2, (3, 7, 3)), jnp.array([7, 4, 1])
+    start = model.initial_state(params, (3,))
+    state, ys = model.apply(params, xs, start, lengths=lengths)
+    assert_close(model.apply(params, xs, lengths=lengths), (state, ys))
+    last = jnp.stack(
+        [
+            jnp.concatenate([ys[row, length - 1, :5], ys[row, 0, 5:]])
+            for row, length in enumerate(lengths.tolist())
+        ]
+    )
+    assert_close(model.last(state), last)
+    bridged = model.bridge(state)
+    assert_close(bridged[1].forward.h, last)
+    assert bridged[0].backward is None and bridged[0].forward.c.shape == (3, 10)
+    mean = model.bridge(state, "mean")[0].forward.c
+    assert_close(mean, (state[0].forward.c + state[0].backward.c) / 2)
+    with pytest.raises(ValueError, match="bridge: expected a bidirectional model"):
+        lj.LSTM(3, 5).bridge(state)
+    with pytest.raises(AttributeError, match="model.last"):
+        _ = state[-1].h
+
+
+@pytest.mark.parametrize("options", [dict(residual=True), dict(skip=True), {}])
+def test_the_last_output_is_what_the_last_step_put_out(options):
+    model = lj.LSTM(5, 5, 3, **options)
+    params, xs = random_params(model, 1), normal(2, (2, 7, 5))
+    state, ys = model.apply(params, xs)
+    assert_close(model.last(state), ys[:, -1])
+
+
+def test_a_step_that_resets_starts_from_what_was_learned():
+    model = lj.LSTM(3, 5, 2, learn_initial_state=True)
+    params, xs = random_params(model, 1), normal(2, (2, 4, 3))
+    reset = np.random.default_rng(0).random((2, 4)) < 0.5
+    reset[0, 1] = reset[1, 2] = True
+    state, ys = model.initial_state(params, (2,)), []
+    for t in range(4):
+        state, y = model.step(params, state, xs[:, t], reset=reset[:, t])
+        ys.append(y)
+    expected = model.apply(params, xs, reset=reset)
+    assert_close((state, jnp.stack(ys, 1)), expected)
+    zeros = model.step(params, None, xs[:, 0])
+    assert_close(model.step(params, state, xs[:, 0], reset=np.ones(2, bool)), zeros)
+    with pytest.raises(ValueError, match="reset: expected shape"):
+        model.step(params, state, xs[:, 0], reset=np.ones(3, bool))
+
+
 def test_dropout_drops_at_its_rate_and_scales():
     """A second layer that only passes its input's sum shows what was dropped."""
     rate = 0.3
@@ -193,5 +256,5 @@ def test_every_layer_and_direction_starts_differently():
 def test_descriptions_are_equal_by_value_and_hashable():
     assert lj.LSTM(3, 4) == lj.LSTM(3, 4)
     assert hash(lj.LSTM(3, [4, 5])) == hash(lj.LSTM(3, (4, 5), 2))
-    assert lj.LSTM(3, 4) != lj.LSTM(3, 4, dropout=0.1)
+    assert lj.LSTM(3, 4) != lj.LSTM(3, 4, clip=0.1)
     assert lj.LSTM(3, (4, 5)).num_layers == 2

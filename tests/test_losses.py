@@ -164,7 +164,8 @@ REFUSED = {
     "lengths": (
         dict(logits=jnp.ones((2, 4, 3)), targets=jnp.ones((2, 4), int), lengths=[4, 5]),
         ValueError,
-        "lengths: expected values from 0 to T = 4, got 4 to 5.",
+        "lengths: expected values from 0 to T = 4, the steps of each row that are "
+        "valid, got 4 to 5.",
     ),
     "no time": (
         dict(logits=jnp.ones(3), targets=jnp.ones((), int), lengths=1),

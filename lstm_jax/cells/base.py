@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lstm_jax import meshes
 from lstm_jax.checks import arrays, trees
 from lstm_jax.descriptions.base import Description
+from lstm_jax.numerics import as_last_axes
 from lstm_jax.types import Array, PyTree
 
 
@@ -30,6 +31,7 @@ class Cell(Description):
     Attributes:
         dtype: the compute dtype; None for that of the inputs.
         input_shape: the shape of one input; None for a vector of any size.
+        output_size: the size of one output's last axis; a stack asks for it.
         additive: whether ``update`` depends on z and r through ``z + r`` alone, so that
             less has to be kept for the backward pass.
         standard: whether the step is that of the standard LSTM, which has fast kernels.
@@ -38,10 +40,34 @@ class Cell(Description):
         param_letters: for each parameter by its path, the letters of its shape, for
             errors.
         state_letters: the same for each leaf of the state, without batch axes.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, lstm_jax as lj
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Leaky(lj.Cell):
+        ...     size: int
+        ...     additive = True
+        ...     def init(self, key):
+        ...         return jax.random.normal(key, (2, self.size, self.size))
+        ...     def zero_state(self, batch_shape=(), dtype=None):
+        ...         return jnp.zeros((*batch_shape, self.size), dtype)
+        ...     def project(self, params, xs):
+        ...         return xs @ params[0]
+        ...     def recur(self, params, state):
+        ...         return state @ params[1]
+        ...     def update(self, params, state, z, r):
+        ...         state = 0.5 * state + 0.5 * jnp.tanh(z + r)
+        ...         return state, state
+        >>> cell = Leaky(3)
+        >>> params, lengths = cell.init(jax.random.key(0)), jnp.array([7, 4])
+        >>> state, ys = lj.scan(cell, params, jnp.ones((2, 7, 3)), lengths=lengths)
+        >>> ys.shape, bool((ys[1, 4:] == 0).all())
+        ((2, 7, 3), True)
     """
 
     dtype: Any = None
     input_shape: Any = None
+    output_size: Any = None
     additive: Any = False
     standard: Any = False
     noisy: Any = False
@@ -124,6 +150,31 @@ class Cell(Description):
         batch = 0, len(batch_shape)
         state = trees.conform_state(self, "state", state, params, x, batch, x.dtype)
         return _step(self.for_program(), params, state, x)
+
+
+class LearnedStart(Cell):
+    """A cell whose parameters may hold the h and c that sequences start from.
+
+    Attributes:
+        learn_initial_state: whether they do, as ``initial_h`` and ``initial_c``.
+    """
+
+    learn_initial_state: bool
+
+    def initial_state(
+        self, params: Any, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> Any:
+        """Returns the state that sequences start from: the learned one, or zeros."""
+        state = self.zero_state(batch_shape, dtype)
+        if not self.learn_initial_state:
+            return state
+        h = jnp.broadcast_to(as_last_axes(params.initial_h, state.h), state.h.shape)
+        c = jnp.broadcast_to(as_last_axes(params.initial_c, state.c), state.c.shape)
+        return state._replace(h=h, c=c)
+
+    def params_of_steps(self, params: Any) -> Any:
+        """Returns the parameters without the learned start."""
+        return params._replace(initial_h=None, initial_c=None)
 
 
 class ProtocolCell(Cell):

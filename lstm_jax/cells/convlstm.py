@@ -11,12 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from lstm_jax.cells.base import Cell
-from lstm_jax.cells.lstm_cell import (
-    Activation,
-    Initializer,
-    start_from,
-)
+from lstm_jax.cells.base import LearnedStart
+from lstm_jax.cells.lstm_cell import Activation, Initializer, LSTMCell
 from lstm_jax.checks import arrays, options, slips
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, merges_rows
@@ -28,7 +24,7 @@ Sizes = Any
 
 @slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
-class ConvLSTMCell(Cell):
+class ConvLSTMCell(LearnedStart):
     """One step of a convolutional LSTM, as a description that holds no arrays.
 
     The equations of :class:`LSTMCell` with convolutions for products, over 1, 2 or 3
@@ -100,13 +96,7 @@ class ConvLSTMCell(Cell):
     learn_initial_state: bool = False
 
     additive: ClassVar[bool] = True
-    INIT_ONLY: ClassVar[tuple[str, ...]] = (
-        "forget_bias",
-        "kernel_init",
-        "recurrent_init",
-        "bias_init",
-        "param_dtype",
-    )
+    INIT_ONLY: ClassVar[tuple[str, ...]] = LSTMCell.INIT_ONLY
     param_letters: ClassVar[dict[str, str]] = {
         ".kernel": "[*kernel_size, I, 4H]",
         ".recurrent_kernel": "[*kernel_size, H, 4H]",
@@ -189,17 +179,6 @@ class ConvLSTMCell(Cell):
         return LSTMState(
             jnp.zeros(shape, dtype), jnp.zeros(shape, accumulation_dtype(dtype))
         )
-
-    def initial_state(
-        self, params: LSTMParams, batch_shape: tuple[int, ...] = (), dtype: Any = None
-    ) -> LSTMState:
-        """Returns the state that sequences start from: the learned one, or zeros."""
-        state = self.zero_state(batch_shape, dtype)
-        return start_from(params, state) if self.learn_initial_state else state
-
-    def params_of_steps(self, params: LSTMParams) -> LSTMParams:
-        """Returns the parameters without the learned start."""
-        return params._replace(initial_h=None, initial_c=None)
 
     def project(self, params: LSTMParams, xs: Array) -> Array:
         """Returns the inputs' convolution and the bias, ``[..., *S, 4H]``."""

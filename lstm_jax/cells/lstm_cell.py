@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from lstm_jax.cells import variants
-from lstm_jax.cells.base import Cell
+from lstm_jax.cells.base import LearnedStart
 from lstm_jax.checks import arrays, options, slips, trees
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
@@ -23,7 +23,7 @@ Activation = Callable[[Array], Array]
 
 @slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
-class LSTMCell(Cell):
+class LSTMCell(LearnedStart):
     r"""One step of an LSTM, as a description that holds no arrays.
 
     By default it is the standard one:
@@ -293,17 +293,6 @@ class LSTMCell(Cell):
         gates = jnp.zeros((*batch_shape, 3 * self.hidden_size), c.dtype)
         return variants.GateState(h, c, gates)
 
-    def initial_state(
-        self, params: LSTMParams, batch_shape: tuple[int, ...] = (), dtype: Any = None
-    ) -> Any:
-        """Returns the state that sequences start from: the learned one, or zeros."""
-        state = self.zero_state(batch_shape, dtype)
-        return start_from(params, state) if self.learn_initial_state else state
-
-    def params_of_steps(self, params: LSTMParams) -> LSTMParams:
-        """Returns the parameters without the learned start."""
-        return params._replace(initial_h=None, initial_c=None)
-
     def project(self, params: LSTMParams, xs: Array) -> Array:
         """Returns ``xs @ kernel + bias``, ``[..., 4H]``, the product normalised."""
         zs = variants.normalise(params, 0, matmul(xs, params.kernel))
@@ -358,10 +347,3 @@ def init_recurrent(
     block = (shape[0] // heads, shape[1] // heads)
     keys = jax.random.split(key, heads)
     return jnp.stack([initializer(key, block, dtype) for key in keys])
-
-
-def start_from(params: Any, state: Any) -> Any:
-    """``state`` with the learned h and c in every row."""
-    h = jnp.broadcast_to(as_last_axes(params.initial_h, state.h), state.h.shape)
-    c = jnp.broadcast_to(as_last_axes(params.initial_c, state.c), state.c.shape)
-    return state._replace(h=h, c=c)

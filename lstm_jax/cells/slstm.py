@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from lstm_jax.cells.base import Cell
+from lstm_jax.cells.base import LearnedStart
 from lstm_jax.cells.lstm_cell import (
     Initializer,
     init_recurrent,
-    start_from,
 )
 from lstm_jax.checks import arrays, options, slips
 from lstm_jax.initializers import glorot_uniform
@@ -30,6 +29,12 @@ class SLSTMState(NamedTuple):
         c: cell state, ``[*batch, H]``, in float32 or wider, as what follows.
         n: normaliser, ``[*batch, H]``; 0 where there was no step yet.
         m: stabiliser, ``[*batch, H]``: the logarithm that c and n are scaled by.
+
+    Example:
+        >>> import lstm_jax as lj
+        >>> state = lj.SLSTMCell(3, 4).zero_state((2,))
+        >>> state._fields, state.n.shape
+        (('h', 'c', 'n', 'm'), (2, 4))
     """
 
     h: Array
@@ -40,7 +45,7 @@ class SLSTMState(NamedTuple):
 
 @slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
-class SLSTMCell(Cell):
+class SLSTMCell(LearnedStart):
     r"""One step of the sLSTM, as a description that holds no arrays.
 
     .. math::
@@ -186,14 +191,10 @@ class SLSTMCell(Cell):
         self, params: LSTMParams, batch_shape: tuple[int, ...] = (), dtype: Any = None
     ) -> SLSTMState:
         """Returns the state that sequences start from: the learned one, or zeros."""
-        state = self.zero_state(batch_shape, dtype)
+        state = super().initial_state(params, batch_shape, dtype)
         if not self.learn_initial_state:
             return state
-        return start_from(params, state)._replace(n=jnp.ones_like(state.n))
-
-    def params_of_steps(self, params: LSTMParams) -> LSTMParams:
-        """Returns the parameters without the learned start."""
-        return params._replace(initial_h=None, initial_c=None)
+        return state._replace(n=jnp.ones_like(state.n))
 
     def project(self, params: LSTMParams, xs: Array) -> Array:
         """Returns ``xs @ kernel + bias``, ``[..., 4H]``."""

@@ -27,6 +27,12 @@ class GateState(NamedTuple):
         h: hidden state, ``[*batch, P]``, in the compute dtype.
         c: cell state, ``[*batch, H]``, in float32 or wider.
         gates: the gates i, f, o of the step before, ``[*batch, 3H]``, as c.
+
+    Example:
+        >>> import lstm_jax as lj
+        >>> state = lj.LSTMCell(3, 5, variant="FGR").zero_state((2,))
+        >>> type(state).__name__, state.gates.shape
+        ('GateState', (2, 15))
     """
 
     h: Array

@@ -15,8 +15,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.checks import slips
 from lstm_jax.checks.border import take
-from lstm_jax.types import Options
+from lstm_jax.types import Options, config
 
 BATCH_AND_TIME = (
     "Batch and time look swapped: xs is [*batch, T, I], and [T, *batch, I] only with "
@@ -100,11 +101,7 @@ def check_sequence(cell: Any, xs: Any, time_major: bool) -> tuple[Any, tuple, in
 
 def take_sequence(xs: Any) -> Any:
     """Returns the inputs of a sequence as an array of JAX's own."""
-    if isinstance(xs, tuple) and len(xs) == 2 and not hasattr(xs, "_fields"):
-        raise TypeError(
-            "xs: expected an array, got a tuple of 2. If it is the (state, ys) of "
-            "another call, take its second part."
-        )
+    slips.check_inputs(xs)
     return take_array("xs", xs)
 
 
@@ -218,7 +215,7 @@ def check_key(key: Any) -> Any:
         kind = type(key).__name__
         raise TypeError(f"key: expected a key such as jax.random.key(0), got {kind}.")
     typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    one = () if typed else _raw_key_shape(str(jax.config.jax_default_prng_impl))
+    one = () if typed else _raw_key_shape(str(config.jax_default_prng_impl))
     if not typed and dtype != jnp.uint32:
         raise TypeError(
             f"key: expected a key such as jax.random.key(0), got an array of {dtype}."
@@ -226,7 +223,7 @@ def check_key(key: Any) -> Any:
     if shape != one:
         raise TypeError(
             f"key: expected one key such as jax.random.key(0), of shape {list(one)}, "
-            f"got shape {list(shape)}. A batch of keys goes through jax.vmap."
+            f"got shape {list(shape or ())}. A batch of keys goes through jax.vmap."
         )
     return key if typed else take("key", key)
 

@@ -20,7 +20,7 @@ from lstm_jax.checks.arrays import (
     check_shape,
     take_array,
 )
-from lstm_jax.types import Directions, LSTMParams, LSTMState, PyTree
+from lstm_jax.types import Directions, LSTMParams, LSTMState, PyTree, config
 
 _LAST_BATCH = (
     "If this is the last, partial batch of an epoch, drop it, pad it (lengths=0 for "
@@ -82,7 +82,7 @@ def _cached_state_template(cell: Any, batch_shape: tuple, dtype: Any, x64: bool)
 
 def state_template(cell: Any, batch_shape: tuple[int, ...] = (), dtype: Any = None):
     """Shapes and dtypes of a cell's state."""
-    cell, x64 = cell.for_program(), bool(jax.config.jax_enable_x64)
+    cell, x64 = cell.for_program(), bool(config.jax_enable_x64)
     try:
         return _cached_state_template(cell, batch_shape, dtype, x64)
     except TypeError:  # a symbolic size can't be hashed everywhere

@@ -46,7 +46,7 @@ def from_keras(
 
     Returns:
         ``(model, params)``: run them with ``model.apply(params, xs)``. Keras's
-        ``return_sequences=False`` is ``state[-1].forward.h``.
+        ``return_sequences=False`` is ``model.last(state)``.
 
     Raises:
         ValueError: if the number of arrays, a shape or ``merge_mode`` does not fit.

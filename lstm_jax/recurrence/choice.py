@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import core
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.checks import options
 from lstm_jax.recurrence import lowering, xla
 from lstm_jax.recurrence.contract import Implementation, Target
 from lstm_jax.recurrence.cpu import Kernels
+from lstm_jax.types import config
 
 # The preferred first. The reference, which runs everything everywhere, is the last.
 IMPLEMENTATIONS: tuple[Implementation, ...] = (Kernels(), xla.Reference())
@@ -115,9 +117,9 @@ def resolve(able: tuple[Implementation, ...], platform: str | None, xs: Any) -> 
 
 def platform_of(array: Any) -> str:
     """The platform that an array is on, or that it would be put on."""
-    if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+    if isinstance(array, jax.Array) and not isinstance(array, core.Tracer):
         return _canonical(next(iter(array.devices())).platform)
-    device = jax.config.jax_default_device
+    device = config.jax_default_device
     if device is None:
         return _canonical(jax.default_backend())
     return _canonical(device if isinstance(device, str) else device.platform)

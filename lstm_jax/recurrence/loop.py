@@ -18,10 +18,10 @@ from jax import lax
 from lstm_jax.cells.base import Cell, cast_params, compute_dtype
 from lstm_jax.meshes import vary_alike
 from lstm_jax.numerics import zero_where_not
-from lstm_jax.recurrence import choice, primitive, xla
+from lstm_jax.recurrence import choice, plain, primitive, xla
 from lstm_jax.recurrence.blocks import scan_blocks
 from lstm_jax.recurrence.contract import Call, Implementation, Inputs, traced_step
-from lstm_jax.types import Array, Options, PyTree
+from lstm_jax.types import Array, Options, PyTree, config
 
 
 class Direction(NamedTuple):
@@ -52,9 +52,9 @@ def run(
     ready = [_prepare(cell, xs, direction, given) for direction in directions]
     inputs = vary_alike(tuple(one for _, one in ready))
     reverse = tuple(direction.reverse for direction in directions)
-    able = choice.candidates(permitted, ready[0][0], dtype)
-    tree = jax.tree.structure(inputs)
-    call = Call(ready[0][0], reverse, emit_states, able, tree)
+    runs = ready[0][0]
+    able = choice.candidates(permitted, runs, dtype)
+    call = Call(runs, reverse, emit_states, able, jax.tree.structure(inputs))
     if given.checkpoint_every is None:
         results = _run_together(call, inputs)
     else:
@@ -92,7 +92,7 @@ def _prepare(
 def _run_together(call: Call, inputs: tuple[Inputs, ...]) -> list[tuple]:
     """All directions at once."""
     if _is_plain(call, inputs):
-        outputs = xla.run_plainly(inputs, call)
+        outputs = plain.run(inputs, call)
     else:
         outputs = primitive.run(inputs, call)
     return [(one.last, one.ys) for one in outputs]
@@ -101,13 +101,15 @@ def _run_together(call: Call, inputs: tuple[Inputs, ...]) -> list[tuple]:
 def _is_plain(call: Call, inputs: tuple[Inputs, ...]) -> bool:
     """Whether the steps have to be seen by JAX one by one, as they are.
 
-    Where they have side effects, or where jit is off so that they can be looked at.
+    Where they have side effects, or where jit is off so that they can be looked at; but
+    not where another implementation may run, nor where there are no steps.
     """
-    if len(call.candidates) > 1 or call.candidates[0].native:
+    length = jax.tree.leaves(inputs[0].xs)[0].shape[0]
+    others = any(not isinstance(one, xla.Reference) for one in call.candidates)
+    if others or length == 0:
         return False
-    return bool(jax.config.jax_disable_jit) or bool(
-        traced_step(call.cell, inputs[0])[-1]
-    )
+    effects = traced_step(call.cell, inputs[0])[-1]
+    return bool(config.jax_disable_jit) or bool(effects)
 
 
 def _run_in_blocks(
@@ -124,10 +126,9 @@ def _run_in_blocks(
 
     steps = (inputs.xs, inputs.valid, inputs.reset)
     length = jax.tree.leaves(inputs.xs)[0].shape[0]
-    if every == "sqrt":
-        every = max(1, math.isqrt(length))
+    size = max(1, math.isqrt(length)) if isinstance(every, str) else every
     block = jax.checkpoint(steps_from, prevent_cse=False)
-    return scan_blocks(block, inputs.state, steps, every, reverse=reverse)
+    return scan_blocks(block, inputs.state, steps, size, reverse=reverse)
 
 
 def step_controls(

@@ -6,10 +6,11 @@ import functools
 from typing import Any
 
 import jax
+from jax import core
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from lstm_jax.recurrence import xla
+from lstm_jax.recurrence import plain, xla
 from lstm_jax.recurrence.contract import Implementation, Target
 from lstm_jax.recurrence.levels import mapped
 
@@ -38,8 +39,8 @@ def _lower(kind, platform, context, *args, call, levels, **params):
         if not plainly:
             result = getattr(chosen, kind)(call, *params.values(), args, target)
         if result is None:
-            plain = xla.plain_tangent if kind == "tangent" else xla.plain_pullback
-            result = plain(*args, call=call, **params)
+            anew = plain.tangent if kind == "tangent" else plain.pullback
+            result = anew(*args, call=call, **params)
         return result
 
     function = mapped(levels, one, one_by_one=chosen.native and not plainly)
@@ -51,7 +52,7 @@ def _lower(kind, platform, context, *args, call, levels, **params):
         axes = mlir.ShardingContext(target.devices, devices)
         module = module.replace(axis_context=axes)
     # Types say here what each device holds, and nothing of meshes.
-    avals = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
+    avals = [core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         context = context.replace(avals_in=avals, module_context=module)
         return mlir.lower_fun(function)(context, *args)

@@ -32,7 +32,7 @@ from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 from jax.interpreters import xla as interpreter
 
-from lstm_jax.recurrence import lowering, xla
+from lstm_jax.recurrence import lowering, plain
 from lstm_jax.recurrence.contract import (
     Call,
     Inputs,
@@ -319,8 +319,8 @@ def _make_family(prefix: str) -> _Family:
     )
     jvps, transposes = ad.primitive_jvps, ad.primitive_transposes
     jvps[family.run] = _run_jvp
-    jvps[family.tangent] = functools.partial(_jvp_of, xla.plain_tangent)
-    jvps[family.pullback] = functools.partial(_jvp_of, xla.plain_pullback)
+    jvps[family.tangent] = functools.partial(_jvp_of, plain.tangent)
+    jvps[family.pullback] = functools.partial(_jvp_of, plain.pullback)
     transposes[family.tangent] = _tangent_transpose
     return family
 

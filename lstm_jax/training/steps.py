@@ -27,6 +27,16 @@ class TrainState(NamedTuple):
         opt_state: Optax's state.
         carry: what one window hands on to the next, such as a stack's state.
         step: how many steps were taken, int32.
+
+    Example:
+        >>> import jax, optax, lstm_jax as lj
+        >>> from lstm_jax import training
+        >>> model, tx = lj.LSTM(3, 5), optax.sgd(1e-3)
+        >>> carry = model.zero_state((2,))
+        >>> state = training.create(model.init(jax.random.key(0)), tx, carry)
+        >>> anew = state._replace(carry=model.zero_state((2,)))
+        >>> int(anew.step)
+        0
     """
 
     params: PyTree
@@ -42,6 +52,21 @@ def create(
 
     Arrays that share memory, as tied parameters or those that an optimizer keeps as
     they are, are copied apart: a step uses each buffer again for what comes out of it.
+
+    Args:
+        params: the parameters, any pytree of arrays.
+        tx: an Optax gradient transformation.
+        carry: what the first window starts from; ``()`` where nothing is carried.
+
+    Raises:
+        TypeError: if a leaf is neither an array nor a number.
+
+    Example:
+        >>> import jax, optax, lstm_jax as lj
+        >>> from lstm_jax import training
+        >>> model, tx = lj.LSTM(3, 5), optax.sgd(1e-3)
+        >>> training.create(model.init(jax.random.key(0)), tx, ()).carry
+        ()
     """
     state = TrainState(params, tx.init(params), carry, jnp.zeros((), jnp.int32))
     return _apart(border.take_leaves("", state))

@@ -79,6 +79,16 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
             than ``like``.
         TypeError: if a leaf of ``like`` has no shape and is no number.
         ImportError: if safetensors is not installed.
+
+    Example:
+        >>> import pathlib, tempfile, jax, lstm_jax as lj
+        >>> from lstm_jax import training
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
+        >>> model, key = lj.LSTM(3, 5), jax.random.key(0)
+        >>> training.save_weights(path, model.init(key))
+        >>> params = training.load_weights(path, jax.eval_shape(model.init, key))
+        >>> params[0].forward.kernel.shape
+        (3, 20)
     """
     try:
         from safetensors import SafetensorError, safe_open

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "pool.h"
+#include "threads/pool.h"
 
 namespace lstm {
 

@@ -91,7 +91,7 @@ def _reverse_bits(call: Call) -> np.int64:
     return np.int64(sum(1 << n for n, yes in enumerate(call.reverse) if yes))
 
 
-def _rows(array: Array | None, steps: bool, features: int) -> Array | None:
+def _rows(array: Any, steps: bool, features: int) -> Any:
     """An array with its batch axes made one, behind the time axis if it has one."""
     if array is None:
         return None

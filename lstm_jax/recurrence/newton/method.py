@@ -21,8 +21,8 @@ from jax import lax
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.numerics import zero_where_not
-from lstm_jax.recurrence import xla
 from lstm_jax.recurrence.newton import affine
+from lstm_jax.recurrence.steps import batch_axis_first, enter, hold
 from lstm_jax.types import Array, PyTree
 
 
@@ -180,9 +180,9 @@ def advance(
     """
     cell, layout, _ = problem
     params, zs, _, (valid, reset, reset_state) = steps
-    state = xla.enter(layout.unpack(states), reset, reset_state)
+    state = enter(layout.unpack(states), reset, reset_state)
     rs = cell.recur(params, state) if recur is None else recur(state)
-    after, ys = xla.hold(valid, state, cell.update(params, state, zs, rs))
+    after, ys = hold(valid, state, cell.update(params, state, zs, rs))
     return layout.pack(after), zero_where_not(valid, ys)
 
 
@@ -248,7 +248,7 @@ def _own_recur(problem: Problem, params: PyTree) -> Callable[[PyTree], Array]:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _implicit(problem, states, steps):
     """Returns the solution as it is, with the derivative that the equations give it."""
-    return xla.batch_axis_first(states)
+    return batch_axis_first(states)
 
 
 @_implicit.defjvp
@@ -267,7 +267,7 @@ def _implicit_jvp(problem, primals, tangents):
     _, offsets = jax.jvp(lambda steps: take(steps, states), (steps,), (d_steps,))
     solvers = _linear_solvers(problem, *lax.stop_gradient((steps, states)))
     d_states = lax.custom_linear_solve(matvec, offsets, *solvers)
-    return states, xla.batch_axis_first(d_states)
+    return states, batch_axis_first(d_states)
 
 
 def _linear_solvers(

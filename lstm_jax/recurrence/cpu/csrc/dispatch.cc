@@ -1,7 +1,6 @@
 #include "dispatch.h"
 
 #include <cstdlib>
-#include <cstring>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -13,17 +12,21 @@
 
 namespace lstm {
 
-// LSTM_ISAS is set by the build: X(baseline) X(avx2) ..., the slowest first.
+// Set by the build: X(baseline) X(avx2) ..., those that the compiler knows.
 #define X(isa)                   \
   namespace isa {                \
   extern const Kernels kKernels; \
   }
-LSTM_ISAS
+LSTM_COMPILED_ISAS
 #undef X
 
 namespace {
 
 #if defined(__x86_64__)
+
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 
 bool HasAvx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -37,7 +40,7 @@ bool HasAvx512BFloat16() {
 }
 
 // The system has to be asked for the tile registers, once a process.
-bool HasTiles() {
+bool HasAmx() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -49,62 +52,77 @@ bool HasTiles() {
 #endif
 }
 
+bool IsIntel() { return __builtin_cpu_is("intel"); }
+
 #endif
 
-bool Supported(const char* name) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (!std::strcmp(name, "avx2")) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  }
-  if (!std::strcmp(name, "avx512")) return HasAvx512();
-  if (!std::strcmp(name, "avx512bf16")) return HasAvx512BFloat16();
-  if (!std::strcmp(name, "amx")) return HasTiles();
-#endif
-  return true;
-}
-
-// Intel's processors multiply pairs of bfloat16 at half the rate of floats, but in tiles.
-bool Pays(const char* name) {
-#if defined(__x86_64__)
-  if (!std::strcmp(name, "avx512bf16")) return !__builtin_cpu_is("intel");
-#endif
-  return true;
-}
-
-const Kernels* const kAll[] = {
+const Kernels* Compiled(const std::string& name) {
+  const Kernels* const all[] = {
 #define X(isa) &isa::kKernels,
-    LSTM_ISAS
+      LSTM_COMPILED_ISAS
 #undef X
-};
-
-}  // namespace
-
-const Kernels* KernelsNamed(const char* name) {
-  for (const Kernels* kernels : kAll) {
-    if (!std::strcmp(name, kernels->name) && Supported(name)) return kernels;
+  };
+  for (const Kernels* kernels : all) {
+    if (name == kernels->name) return kernels;
   }
   return nullptr;
 }
 
-const Kernels& BestKernels() {
-  static const Kernels* const best = [] {
-    const char* wanted = std::getenv("LSTM_JAX_ISA");
-    const Kernels* found = wanted ? KernelsNamed(wanted) : nullptr;
-    if (found) return found;
-    for (const Kernels* kernels : kAll) {
-      if (Supported(kernels->name) && Pays(kernels->name)) found = kernels;
-    }
-    return found;
-  }();
-  return *best;
+std::string Joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
 }
 
-int ThreadLimit(int available) {
-  const char* wanted = std::getenv("LSTM_JAX_NUM_THREADS");
-  const int threads = wanted ? std::atoi(wanted) : 0;
-  if (threads > 0) return threads;
-  return available > 1 ? available : 1;
+}  // namespace
+
+const std::vector<Isa>& KnownIsas() {
+#if defined(__x86_64__)
+#define ISA_X86_64(name, width, registers, flags, runs, pays) \
+  {#name, Compiled(#name), runs, pays},
+#define ISA_AARCH64(...)
+#else
+#define ISA_X86_64(...)
+#define ISA_AARCH64(name, width, registers, flags, runs, pays) \
+  {#name, Compiled(#name), runs, pays},
+#endif
+  static const auto* const isas = new std::vector<Isa>{
+#include "isas.def"
+  };
+#undef ISA_X86_64
+#undef ISA_AARCH64
+  return *isas;
+}
+
+const Kernels* KernelsNamed(const std::string& name) {
+  for (const Isa& isa : KnownIsas()) {
+    if (name == isa.name && isa.runs) return isa.kernels;
+  }
+  return nullptr;
+}
+
+Choice ChooseKernels(const char* wanted) {
+  const bool any = wanted == nullptr || *wanted == '\0';
+  const Kernels* found = any ? nullptr : KernelsNamed(wanted);
+  std::vector<std::string> known, here;
+  for (const Isa& isa : KnownIsas()) {
+    known.push_back(isa.name);
+    if (!isa.kernels || !isa.runs) continue;
+    here.push_back(isa.name);
+    if (any && isa.pays) found = isa.kernels;
+  }
+  if (found) return {found, ""};
+  const std::string got = any ? "" : std::string(", got '") + wanted + "'";
+  return {nullptr,
+          "LSTM_JAX_ISA: expected an instruction set that was compiled and runs "
+          "here (" +
+              Joined(here) + ")" + got + "; known are " + Joined(known) + "."};
+}
+
+const Choice& ChosenKernels() {
+  static const auto* const choice =
+      new Choice(ChooseKernels(std::getenv("LSTM_JAX_ISA")));
+  return *choice;
 }
 
 }  // namespace lstm

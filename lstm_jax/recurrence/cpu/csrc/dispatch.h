@@ -1,20 +1,40 @@
-// The choice of an instruction set, and of a number of threads, when the program runs.
+// The choice of an instruction set when the program runs.
 #ifndef LSTM_JAX_DISPATCH_H_
 #define LSTM_JAX_DISPATCH_H_
+
+#include <string>
+#include <vector>
 
 #include "problem.h"
 
 namespace lstm {
 
-// The kernels that are best on this processor, or those that the environment variable
-// LSTM_JAX_ISA names, where the processor has them. The same from call to call.
-const Kernels& BestKernels();
+// An instruction set of this machine's kind, as isas.def describes it.
+struct Isa {
+  const char* name;
+  const Kernels* kernels;  // null where the compiler did not know the set
+  bool runs;
+  bool pays;
+};
 
-// The kernels of a name, or null.
-const Kernels* KernelsNamed(const char* name);
+// All of them, the slowest first.
+const std::vector<Isa>& KnownIsas();
 
-// LSTM_JAX_NUM_THREADS where that is set, else `available`; at least 1.
-int ThreadLimit(int available);
+// The kernels of a name; null if it is not known, was not compiled or does not run
+// here.
+const Kernels* KernelsNamed(const std::string& name);
+
+struct Choice {
+  const Kernels* kernels;  // null if there is an error
+  std::string error;
+};
+
+// The kernels that are wanted by name, or the best that run here where `wanted` is null
+// or empty.
+Choice ChooseKernels(const char* wanted);
+
+// The choice of this process: what the environment variable LSTM_JAX_ISA asks for.
+const Choice& ChosenKernels();
 
 }  // namespace lstm
 

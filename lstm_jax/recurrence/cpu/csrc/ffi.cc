@@ -1,15 +1,16 @@
 // The doors to XLA: buffers are checked here, and only here.
 #include "xla/ffi/api/ffi.h"
 
-#include <sched.h>
-
+#include <cstdlib>
 #include <initializer_list>
+#include <new>
 #include <string>
 #include <utility>
 
 #include "dispatch.h"
-#include "pool.h"
-#include "team.h"
+#include "threads/cpus.h"
+#include "threads/executor.h"
+#include "threads/pool.h"
 
 namespace lstm {
 namespace {
@@ -29,18 +30,6 @@ class XlaPool : public Pool {
  private:
   ffi::ThreadPool pool_;
 };
-
-// As many threads as XLA's own, but no more than there are processors for this process.
-int Available(const Pool& pool) {
-  const int threads = pool.threads();
-#ifdef CPU_COUNT
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) < threads) {
-    return CPU_COUNT(&set);
-  }
-#endif
-  return threads;
-}
 
 // Compares buffers with what they should be, and remembers the first that is not.
 class Checker {
@@ -101,8 +90,8 @@ constexpr DataType kGates = sizeof(Scalar) == 4 ? DataType::U32 : DataType::U16;
 // Buffers of one direction; a call has those of one direction after those of the other.
 class Buffers {
  public:
-  Buffers(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, size_t first_arg,
-          size_t first_ret)
+  Buffers(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets,
+          size_t first_arg, size_t first_ret)
       : args_(args), rets_(rets), first_arg_(first_arg), first_ret_(first_ret) {}
 
   AnyBuffer Arg(size_t n) const { return *args_.get<AnyBuffer>(first_arg_ + n); }
@@ -176,9 +165,10 @@ void CheckForward(const Buffers& buffers, bool reverse, Checker& check,
   p.last_c = check.Check<float>("last c", buffers.Ret(3), kFloat, {B, H});
   p.gates = check.Check<GateBits<Scalar>>("gates", buffers.Ret(4), kGates<Scalar>,
                                           {T, B, 4 * padded}, true);
-  p.cells =
-      check.Check<uint32_t>("cells", buffers.Ret(5), DataType::U32, {T, B, padded}, true);
-  check.Require(!p.gates == !p.cells, "lstm_jax: expected both gates and cells, or none.");
+  p.cells = check.Check<uint32_t>("cells", buffers.Ret(5), DataType::U32,
+                                  {T, B, padded}, true);
+  check.Require(!p.gates == !p.cells,
+                "lstm_jax: expected both gates and cells, or none.");
   p.entering =
       check.Check<Scalar>("entering h", buffers.Ret(6), kScalar, {T, B, P}, true);
 }
@@ -224,7 +214,7 @@ template <size_t kArgs, size_t kRets, class Problem>
 ffi::Error RunChecked(ffi::ThreadPool threads, int64_t reverse,
                       const ffi::RemainingArgs& args, const ffi::RemainingRets& rets,
                       void (*check_problem)(const Buffers&, bool, Checker&, Problem&),
-                      void (*kernel)(const Problem*, int, Crew&)) {
+                      void (*kernel)(const Problem*, int, Executor&)) {
   const size_t count = args.size() / kArgs;
   Problem problems[kMostProblems] = {};
   for (size_t n = 0; n < count; ++n) {
@@ -234,9 +224,13 @@ ffi::Error RunChecked(ffi::ThreadPool threads, int64_t reverse,
     if (check.failed()) return check.Result();
   }
   XlaPool pool(std::move(threads));
-  Crew crew(&pool, ThreadLimit(Available(pool)));
+  std::string error;
+  const int limit = ThreadLimit(std::getenv("LSTM_JAX_NUM_THREADS"),
+                                AvailableThreads(pool.threads()), &error);
+  if (limit == 0) return ffi::Error::InvalidArgument(error);
+  Executor executor(&pool, limit);
   try {
-    kernel(problems, static_cast<int>(count), crew);
+    kernel(problems, static_cast<int>(count), executor);
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "lstm_jax: out of memory.");
   }
@@ -251,32 +245,45 @@ bool Counted(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets) {
          rets.size() == count * kRets;
 }
 
-const char kWrongCount[] = "lstm_jax: wrong number of buffers.";
+const char kWrongCount[] =
+    "lstm_jax: wrong number of buffers. Were the kernels compiled from other sources "
+    "than "
+    "these? Install lstm_jax again.";
 
-ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse, ffi::RemainingArgs args,
-                       ffi::RemainingRets rets) {
-  constexpr size_t kArgs = 11, kRets = 7;
-  if (!Counted<kArgs, kRets>(args, rets)) return ffi::Error::InvalidArgument(kWrongCount);
-  const Kernels& best = BestKernels();
-  if ((*args.get<AnyBuffer>(0)).element_type() == DataType::BF16) {
-    return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
-                                    CheckForward<BFloat16>, best.forward_bf16);
-  }
-  return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
-                                  CheckForward<float>, best.forward_f32);
+bool InBFloat16(const ffi::RemainingArgs& args) {
+  return (*args.get<AnyBuffer>(0)).element_type() == DataType::BF16;
 }
 
-ffi::Error BackwardCall(ffi::ThreadPool threads, int64_t reverse, ffi::RemainingArgs args,
-                        ffi::RemainingRets rets) {
-  constexpr size_t kArgs = 19, kRets = 9;
-  if (!Counted<kArgs, kRets>(args, rets)) return ffi::Error::InvalidArgument(kWrongCount);
-  const Kernels& best = BestKernels();
-  if ((*args.get<AnyBuffer>(0)).element_type() == DataType::BF16) {
+ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse,
+                       ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  constexpr size_t kArgs = 11, kRets = 7;
+  if (!Counted<kArgs, kRets>(args, rets))
+    return ffi::Error::InvalidArgument(kWrongCount);
+  const Choice& choice = ChosenKernels();
+  if (!choice.kernels) return ffi::Error::InvalidArgument(choice.error);
+  if (InBFloat16(args)) {
     return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
-                                    CheckBackward<BFloat16>, best.backward_bf16);
+                                    CheckForward<BFloat16>,
+                                    choice.kernels->forward_bf16);
   }
   return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
-                                  CheckBackward<float>, best.backward_f32);
+                                  CheckForward<float>, choice.kernels->forward_f32);
+}
+
+ffi::Error BackwardCall(ffi::ThreadPool threads, int64_t reverse,
+                        ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  constexpr size_t kArgs = 19, kRets = 9;
+  if (!Counted<kArgs, kRets>(args, rets))
+    return ffi::Error::InvalidArgument(kWrongCount);
+  const Choice& choice = ChosenKernels();
+  if (!choice.kernels) return ffi::Error::InvalidArgument(choice.error);
+  if (InBFloat16(args)) {
+    return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
+                                    CheckBackward<BFloat16>,
+                                    choice.kernels->backward_bf16);
+  }
+  return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
+                                  CheckBackward<float>, choice.kernels->backward_f32);
 }
 
 auto Binding() {
@@ -298,17 +305,32 @@ LSTM_EXPORT XLA_FFI_Error* lstm_jax_backward(XLA_FFI_CallFrame*);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_forward, lstm::ForwardCall, lstm::Binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_backward, lstm::BackwardCall, lstm::Binding());
 
-// What Python asks.
-LSTM_EXPORT const char* lstm_jax_isa() { return lstm::BestKernels().name; }
+// What Python asks. The instruction set of this process; null if LSTM_JAX_ISA asks for
+// one that cannot be had, and then why.
+LSTM_EXPORT const char* lstm_jax_isa() {
+  const lstm::Choice& choice = lstm::ChosenKernels();
+  return choice.kernels ? choice.kernels->name : nullptr;
+}
+
+LSTM_EXPORT const char* lstm_jax_isa_error() {
+  return lstm::ChosenKernels().error.c_str();
+}
+
+// The names of all that are known, one number after the other; null after the last.
+LSTM_EXPORT const char* lstm_jax_known_isa(int number) {
+  const auto& isas = lstm::KnownIsas();
+  return static_cast<size_t>(number) < isas.size() ? isas[number].name : nullptr;
+}
 
 LSTM_EXPORT int lstm_jax_supports(const char* isa) {
   return lstm::KernelsNamed(isa) != nullptr;
 }
 
+// y = f(x), of `size` floats.
 LSTM_EXPORT void lstm_jax_sigmoid(const float* x, float* y, int64_t size) {
-  lstm::BestKernels().sigmoid(x, y, size);
+  lstm::ChosenKernels().kernels->sigmoid(x, y, size);
 }
 
 LSTM_EXPORT void lstm_jax_tanh(const float* x, float* y, int64_t size) {
-  lstm::BestKernels().tanh(x, y, size);
+  lstm::ChosenKernels().kernels->tanh(x, y, size);
 }

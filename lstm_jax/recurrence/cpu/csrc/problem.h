@@ -48,14 +48,14 @@ struct Controls {
 };
 
 // The forward pass saves for the backward pass, of each step and row: the gates, and c
-// after the step, as bits. Units come in groups of 16, whatever the instruction set, and
-// the last group is filled up: `gates` is [T, B, groups, (i, f, g, o), 16], `cells`
-// [T, B, groups, 16]. c is a float; gates are floats too, or in bfloat16 fixed-point numbers
-// of 16 bits.
-constexpr int64_t kTapeGroup = 16;
+// after the step, as bits. Units come in groups of 16, whatever the instruction set,
+// and the last group is filled up: `gates` is [T, B, groups, (i, f, g, o), 16], `cells`
+// [T, B, groups, 16]. c is a float; gates are floats too, or in bfloat16 fixed-point
+// numbers of 16 bits.
+constexpr int64_t kSavedGroup = 16;
 
-constexpr int64_t PaddedUnits(int64_t units) {
-  return (units + kTapeGroup - 1) / kTapeGroup * kTapeGroup;
+inline __attribute__((always_inline)) constexpr int64_t PaddedUnits(int64_t units) {
+  return (units + kSavedGroup - 1) / kSavedGroup * kSavedGroup;
 }
 
 template <class Scalar>
@@ -68,10 +68,10 @@ struct ForwardProblem {
   Weights<Scalar> weights;
   State<Scalar> state;
   Controls<Scalar> controls;
-  Scalar* ys;        // [T, B, P]; may be null
-  float* cs;         // [T, B, H]; may be null
-  Scalar* last_h;    // [B, P]
-  float* last_c;     // [B, H]
+  Scalar* ys;               // [T, B, P]; may be null
+  float* cs;                // [T, B, H]; may be null
+  Scalar* last_h;           // [B, P]
+  float* last_c;            // [B, H]
   GateBits<Scalar>* gates;  // may be null; with it, `cells` is too
   uint32_t* cells;
   Scalar* entering;  // [T, B, P], h as it enters each step; may be null
@@ -105,17 +105,16 @@ struct BackwardProblem {
 
 constexpr int kMostProblems = 2;
 
-class Crew;
+class Executor;
 
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
-  int width;  // W
   // Each takes one problem, or the two directions of a layer.
-  void (*forward_f32)(const ForwardProblem<float>*, int count, Crew&);
-  void (*backward_f32)(const BackwardProblem<float>*, int count, Crew&);
-  void (*forward_bf16)(const ForwardProblem<BFloat16>*, int count, Crew&);
-  void (*backward_bf16)(const BackwardProblem<BFloat16>*, int count, Crew&);
+  void (*forward_f32)(const ForwardProblem<float>*, int count, Executor&);
+  void (*backward_f32)(const BackwardProblem<float>*, int count, Executor&);
+  void (*forward_bf16)(const ForwardProblem<BFloat16>*, int count, Executor&);
+  void (*backward_bf16)(const BackwardProblem<BFloat16>*, int count, Executor&);
   void (*sigmoid)(const float* x, float* y, int64_t size);
   void (*tanh)(const float* x, float* y, int64_t size);
 };

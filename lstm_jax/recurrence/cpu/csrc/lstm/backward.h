@@ -1,0 +1,310 @@
+// The backward pass: the gradients of everything, in one call.
+//
+// It runs block by block of steps, from the last to the first. For each block, first
+// the steps: the gradients dz of the pre-activations, and from them those of the state
+// before. Then the products of the whole block: each adds to the gradients of the
+// weights, or makes those of the inputs. So dz stays in the cache and is never
+// complete.
+#ifndef LSTM_JAX_LSTM_BACKWARD_H_
+#define LSTM_JAX_LSTM_BACKWARD_H_
+
+#include "lstm/block_products.h"
+#include "lstm/partition.h"
+#include "lstm/residuals.h"
+#include "simd/activations.h"
+#include "threads/team.h"
+
+namespace lstm {
+namespace LSTM_ISA {
+
+template <class Scalar>
+class Backward {
+ public:
+  Backward(const BackwardProblem<Scalar>& problem, int limit)
+      : p_(problem),
+        s_(problem.sizes),
+        steps_(problem.sizes, problem.controls),
+        threads_(ChooseThreads(s_, limit)),
+        blocks_(UnitBlocks(s_.units)),
+        residuals_(p_.gates, p_.cells, s_.units, s_.rows),
+        unit_panels_(CeilDiv(s_.units, kNr)),
+        output_panels_(CeilDiv(s_.outputs, kNr)),
+        depth_(GateDepth(s_.units) / kKr<Scalar>),
+        projection_depth_(WholeDepthInLanes<Scalar>(s_.outputs)),
+        block_steps_(GradientSteps(s_)),
+        z_rows_(PanelRows(block_steps_ * s_.rows)),
+        h_rows_(PanelRows(s_.rows)),
+        products_(problem, block_steps_ * s_.rows, z_rows_) {}
+
+  int threads() const { return threads_; }
+
+  // Hands out workspace memory; see Arena.
+  void Allocate(Arena& arena) {
+    recurrent_ = arena.Floats(output_panels_ * depth_ * kNr);
+    dz_ = arena.Floats(CeilDiv(depth_, kNr) * z_rows_ * kNr);
+    dh_ = arena.Floats(output_panels_ * h_rows_ * kNr);
+    dc_ = arena.Floats(blocks_ * s_.rows * kWidth);
+    d_reset_h_ = arena.Floats(output_panels_ * h_rows_ * kNr);
+    d_reset_c_ = arena.Floats(blocks_ * s_.rows * kWidth);
+    products_.Allocate(arena, block_steps_ >= s_.steps, threads_);
+    if (!s_.projected) return;
+    projection_ = arena.Floats(unit_panels_ * projection_depth_ * kNr);
+    dm_ = arena.Floats(unit_panels_ * h_rows_ * kNr);
+    dy_ = arena.Floats(CeilDiv(projection_depth_, kNr) * z_rows_ * kNr);
+    m_ = static_cast<Scalar*>(
+        arena.Bytes(block_steps_ * s_.rows * s_.units, sizeof(Scalar)));
+  }
+
+  void Body(int rank, Team& team) {
+    Pack(team);
+    team.Form(rank);
+    WorkSharing sharing(team);
+    for (int64_t last = s_.steps; last > 0; last -= Min(block_steps_, last)) {
+      const int64_t first = Max(last - block_steps_, 0);
+      const Range times = steps_.Times(first, last);
+      const Block block = {times.begin * s_.rows, times.size() * s_.rows,
+                           last == s_.steps, first == 0};
+      products_.PackShare(times, rank, team.size());
+      if (SplitByRows(s_, threads_)) {
+        const Range rows = Part(s_.rows, rank, team.size());
+        if (rows.size()) StepsByRows(first, last, rows);
+        team.Barrier(rank);
+      } else {
+        StepsByUnits(first, last, rank, team);
+      }
+      if (s_.projected) {
+        products_.PackProjectionShare(m_, block.rows, rank, team.size());
+        team.Barrier(rank);
+      }
+      if (products_.repack_items()) {
+        sharing.Run(products_.repack_items(),
+                    [&](int64_t item) { products_.Repack(item, block, dz_, dy_); });
+        team.Barrier(rank);
+      }
+      sharing.Run(products_.items(block),
+                  [&](int64_t item) { products_.Run(item, block, dz_, dy_, rank); });
+      team.Barrier(rank);
+    }
+    sharing.Run(s_.rows, [&](int64_t row) { Finish(row); });
+    ReleaseTiles();
+  }
+
+ private:
+  // Packs weights and the gradients of the last state; whoever is here takes part.
+  void Pack(Team& team) {
+    const int64_t projections = s_.projected ? unit_panels_ : 0;
+    for (;;) {
+      int64_t item = team.Take();
+      if (item < output_panels_) {
+        PackGatesTransposed(p_.weights.recurrent, s_.outputs, s_.units, item,
+                            recurrent_);
+        continue;
+      }
+      item -= output_panels_;
+      if (item < products_.weight_items()) {
+        products_.PackWeights(item);
+        continue;
+      }
+      item -= products_.weight_items();
+      if (item < projections) {
+        PackRowsTransposed(p_.weights.projection, s_.units, s_.outputs, item,
+                           projection_);
+        continue;
+      }
+      item -= projections;
+      if (item >= s_.rows) break;
+      Start(item);
+    }
+  }
+
+  // The gradients of what leaves the last step, of one row.
+  void Start(int64_t row) {
+    for (int64_t block = 0; block < 2 * output_panels_; ++block) {
+      Store(BlockOfA<float>(dh_, h_rows_, block, row),
+            LoadBlock(p_.d_last_h, row, s_.outputs, block));
+      Store(BlockOfA<float>(d_reset_h_, h_rows_, block, row), Vec{});
+    }
+    for (int64_t block = 0; block < blocks_; ++block) {
+      Store(CellAt(dc_, s_.rows, block, row),
+            LoadBlock(p_.d_last_c, row, s_.units, block));
+      Store(CellAt(d_reset_c_, s_.rows, block, row), Vec{});
+    }
+  }
+
+  void StepsByRows(int64_t first, int64_t last, Range rows) {
+    const Range times = steps_.Times(first, last);
+    for (int64_t n = last - 1; n >= first; --n) {
+      const int64_t time = steps_.Time(n);
+      const int64_t start = (time - times.begin) * s_.rows;
+      if (s_.projected) Unproject(time, start, rows);
+      Gates(n, start, rows, {0, blocks_});
+      Recur(time, start, rows, {0, output_panels_});
+    }
+  }
+
+  // The same with a barrier a step: each thread has its own panels of h, or
+  // rows of a panel.
+  void StepsByUnits(int64_t first, int64_t last, int rank, Team& team) {
+    const Range times = steps_.Times(first, last);
+    const UnitSplit mine(output_panels_, s_.rows, rank, team.size());
+    for (int64_t n = last - 1; n >= first; --n) {
+      const int64_t time = steps_.Time(n);
+      const int64_t start = (time - times.begin) * s_.rows;
+      for (const Piece& piece : mine) {
+        const Range panels = piece.blocks;
+        Gates(n, start, piece.rows, {2 * panels.begin, Min(2 * panels.end, blocks_)});
+      }
+      team.Barrier(rank);
+      for (const Piece& piece : mine) Recur(time, start, piece.rows, piece.blocks);
+    }
+  }
+
+  // From the gradient of a projected h to that before the projection.
+  void Unproject(int64_t time, int64_t start, Range rows) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const bool valid = steps_.Valid(time, row);
+      for (int64_t block = 0; block < 2 * output_panels_; ++block) {
+        const Vec dy = valid ? TakeHidden(time, row, block) : Vec{};
+        StoreA<Scalar>(BlockOfA<Scalar>(dy_, z_rows_, block, start + row), dy);
+      }
+    }
+    Gemm<Scalar>({dy_ + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
+                 {projection_, projection_depth_ * kNr}, projection_depth_,
+                 unit_panels_, Zeros(), {dm_ + rows.begin * kNr, kNr, h_rows_ * kNr});
+  }
+
+  // The gradient of a block of h after a step that is valid; the step has used it up.
+  Vec TakeHidden(int64_t time, int64_t row, int64_t block) {
+    float* carried = BlockOfA<float>(dh_, h_rows_, block, row);
+    Vec dh = LiveBlock(Load(carried), s_.outputs, block);
+    if (p_.d_ys) dh += LoadBlock(p_.d_ys, time * s_.rows + row, s_.outputs, block);
+    Store(carried, Vec{});
+    return dh;
+  }
+
+  // The gradient of a block of h before its projection.
+  Vec TakeProjected(int64_t row, int64_t block) const {
+    return LiveBlock(Load(BlockOfA<float>(dm_, h_rows_, block, row)), s_.units, block);
+  }
+
+  // dz and the gradient of c before step n, for one block of units. Row r of the step
+  // is row start + r of the block of steps.
+  void Gates(int64_t n, int64_t start, Range rows, Range blocks) {
+    const int64_t time = steps_.Time(n);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const bool valid = steps_.Valid(time, row), reset = steps_.Reset(time, row);
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        float* carried = CellAt(dc_, s_.rows, block, row);
+        Vec dz[4] = {};
+        Vec m = {};
+        if (valid) {
+          const SavedStep t = residuals_.Read(time, block, row);
+          const Vec c = Tanh(t.c);
+          const Vec dm =
+              s_.projected ? TakeProjected(row, block) : TakeHidden(time, row, block);
+          Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
+          if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
+          dz[0] = dc * t.g * (t.i * (1.0f - t.i));
+          dz[1] = dc * Before(n, block, row) * (t.f * (1.0f - t.f));
+          dz[2] = dc * t.i * (1.0f - t.g * t.g);
+          dz[3] = dm * c * (t.o * (1.0f - t.o));
+          m = t.o * c;
+          Store(carried, dc * t.f);
+        }
+        for (int gate = 0; gate < 4; ++gate) {
+          float* to = BlockOfA<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
+          StoreA<Scalar>(to, dz[gate]);
+        }
+        StoreBlock(m_, start + row, s_.units, block, m);
+        if (reset) MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
+      }
+    }
+  }
+
+  // c as it entered step n.
+  Vec Before(int64_t n, int64_t block, int64_t row) const {
+    const bool reset = steps_.Reset(steps_.Time(n), row);
+    if (n > 0 && !reset) return residuals_.ReadCell(steps_.Time(n - 1), block, row);
+    const float* c = reset ? p_.controls.reset_state.c : p_.state.c;
+    return LoadBlock(c, row, s_.units, block);
+  }
+
+  // dh += dz * recurrent kernel^T, for some panels of h, and what a reset takes from
+  // it.
+  void Recur(int64_t time, int64_t start, Range rows, Range panels) {
+    if (panels.size() == 0) return;
+    const MatrixC<float> dh = {dh_ + (panels.begin * h_rows_ + rows.begin) * kNr, kNr,
+                               h_rows_ * kNr};
+    Gemm<Scalar>({dz_ + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
+                 {recurrent_ + panels.begin * depth_ * kNr, depth_ * kNr}, depth_,
+                 panels.size(), AsInput(dh), dh);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      if (!steps_.Reset(time, row)) continue;
+      for (int64_t block = 2 * panels.begin; block < 2 * panels.end; ++block) {
+        MoveTo(BlockOfA<float>(d_reset_h_, h_rows_, block, row),
+               BlockOfA<float>(dh_, h_rows_, block, row));
+      }
+    }
+  }
+
+  static void MoveTo(float* sum, float* from) {
+    Store(sum, Load(sum) + Load(from));
+    Store(from, Vec{});
+  }
+
+  // The gradients of the states, of one row.
+  void Finish(int64_t row) {
+    EmitHidden(p_.d_h, dh_, row);
+    EmitCell(p_.d_c, dc_, row);
+    EmitHidden(p_.d_reset_h, d_reset_h_, row);
+    EmitCell(p_.d_reset_c, d_reset_c_, row);
+  }
+
+  void EmitHidden(Scalar* to, float* from, int64_t row) const {
+    for (int64_t block = 0; block < UnitBlocks(s_.outputs); ++block) {
+      StoreBlock(to, row, s_.outputs, block,
+                 Load(BlockOfA<float>(from, h_rows_, block, row)));
+    }
+  }
+
+  void EmitCell(float* to, float* from, int64_t row) const {
+    for (int64_t block = 0; block < blocks_; ++block) {
+      StoreBlock(to, row, s_.units, block, Load(CellAt(from, s_.rows, block, row)));
+    }
+  }
+
+  const BackwardProblem<Scalar>& p_;
+  const Sizes& s_;
+  const Steps<Scalar> steps_;
+  const int threads_;
+  const int64_t blocks_;  // of units
+  const Residuals<const GateBits<Scalar>, const uint32_t> residuals_;
+  const int64_t unit_panels_;       // of units
+  const int64_t output_panels_;     // of h
+  const int64_t depth_;             // of products over all gates, in lanes
+  const int64_t projection_depth_;  // the same over projected h
+  const int64_t block_steps_;
+  const int64_t z_rows_;
+  const int64_t h_rows_;
+  BlockProducts<Scalar> products_;
+
+  // Weights, transposed, in panels.
+  float* recurrent_ = nullptr;
+  float* projection_ = nullptr;
+  // Of a block of steps: dz; m, [rows, H], and the gradient of projected h.
+  float* dz_ = nullptr;
+  Scalar* m_ = nullptr;
+  float* dy_ = nullptr;
+  // Of one step: the gradients of h and c, and of h before projection.
+  float* dh_ = nullptr;
+  float* dc_ = nullptr;
+  float* dm_ = nullptr;
+  // MatrixC over all steps.
+  float* d_reset_h_ = nullptr;
+  float* d_reset_c_ = nullptr;
+};
+
+}  // namespace LSTM_ISA
+}  // namespace lstm
+
+#endif  // LSTM_JAX_LSTM_BACKWARD_H_

@@ -1,0 +1,231 @@
+// The products of a block of steps, in the backward pass: from dz, the gradients of the
+// pre-activations, those of the weights, the bias and the inputs.
+#ifndef LSTM_JAX_LSTM_BLOCK_PRODUCTS_H_
+#define LSTM_JAX_LSTM_BLOCK_PRODUCTS_H_
+
+#include <initializer_list>
+
+#include "lstm/gates.h"
+#include "lstm/weight_gradient.h"
+
+namespace lstm {
+namespace LSTM_ISA {
+
+// Rows of all steps of a block, and which block it is of those that are summed.
+struct Block {
+  int64_t first_row;
+  int64_t rows;
+  bool first;
+  bool last;
+};
+
+template <class Scalar>
+class BlockProducts {
+ public:
+  // A block has at most `block_rows` rows, in panels of `panel_rows`.
+  BlockProducts(const BackwardProblem<Scalar>& problem, int64_t block_rows,
+                int64_t panel_rows)
+      : p_(problem),
+        s_(problem.sizes),
+        steps_(problem.sizes, problem.controls),
+        block_rows_(block_rows),
+        panel_rows_(panel_rows),
+        gate_panels_(2 * UnitBlocks(s_.units)),
+        input_panels_(p_.d_xs ? CeilDiv(s_.inputs, kNr) : 0),
+        projection_panels_(p_.d_projection ? CeilDiv(s_.outputs, kNr) : 0),
+        depth_(GateDepth(s_.units) / kKr<Scalar>),
+        d_kernel_(p_.d_kernel, s_.inputs, 4 * s_.units, gate_panels_),
+        d_recurrent_(p_.d_recurrent, s_.outputs, 4 * s_.units, gate_panels_),
+        d_projection_(p_.d_projection, s_.units, s_.outputs, projection_panels_) {}
+
+  void Allocate(Arena& arena, bool one_block, int threads) {
+    kernel_ = arena.Floats(input_panels_ * depth_ * kNr);
+    d_bias_ = arena.Floats(gate_panels_ * kNr);
+    d_xs_ = arena.Floats(threads * input_panels_ * tuning::kGradientRows * kNr);
+    repacked_ = arena.Floats(repack_items() * RepackedStep());
+    d_kernel_.Allocate(arena, block_rows_, one_block, threads);
+    d_recurrent_.Allocate(arena, block_rows_, one_block, threads);
+    d_projection_.Allocate(arena, block_rows_, one_block, threads);
+  }
+
+  // Weights are packed in so many items.
+  int64_t weight_items() const { return input_panels_; }
+
+  void PackWeights(int64_t item) {
+    PackGatesTransposed(p_.weights.kernel, s_.inputs, s_.units, item, kernel_);
+  }
+
+  // Copies a thread's share of the inputs and of the h that enter the steps of a block
+  // to where the weight gradients read them.
+  void PackShare(Range times, int rank, int size) {
+    const int64_t rows = times.size() * s_.rows;
+    const Range share = Part(Groups(rows), rank, size);
+    for (int64_t group = share.begin; group < share.end; ++group) {
+      d_kernel_.Pack(group, [&](int64_t row) -> const Scalar* {
+        const int64_t time = times.begin + row / s_.rows;
+        // What is not valid may hold NaN, and NaN * 0 is NaN.
+        if (row >= rows || !steps_.Valid(time, row % s_.rows)) return nullptr;
+        return p_.xs + (times.begin * s_.rows + row) * s_.inputs;
+      });
+      d_recurrent_.Pack(group, [&](int64_t row) {
+        const int64_t time = times.begin + row / s_.rows;
+        return row < rows ? Entering(time, row % s_.rows) : nullptr;
+      });
+    }
+  }
+
+  // The same of m, [rows, H], the outputs before their projection.
+  void PackProjectionShare(const Scalar* m, int64_t rows, int rank, int size) {
+    const Range share = Part(Groups(rows), rank, size);
+    for (int64_t group = share.begin; group < share.end; ++group) {
+      d_projection_.Pack(group, [&](int64_t row) {
+        return row < rows ? m + row * s_.units : nullptr;
+      });
+    }
+  }
+
+  // Before the products, where lanes are pairs, dz and dy are packed again, as B, in so
+  // many items.
+  int64_t repack_items() const {
+    return kPaired<Scalar> ? gate_panels_ + projection_panels_ : 0;
+  }
+
+  void Repack(int64_t item, const Block& block, float* dz, float* dy) {
+    const bool gates = item < gate_panels_;
+    RepackAAsB<Scalar>(gates ? dz : dy, panel_rows_,
+                       2 * (gates ? item : item - gate_panels_), block.rows,
+                       repacked_ + item * RepackedStep());
+  }
+
+  // A block's products are so many items.
+  int64_t items(const Block& block) const {
+    return input_items(block) + d_kernel_.items() + d_recurrent_.items() +
+           d_projection_.items() + bias_items();
+  }
+
+  // One of them; the largest come first. `dz` and `dy`, the gradients of projected h,
+  // are packed as A.
+  void Run(int64_t item, const Block& block, float* dz, float* dy, int rank) {
+    if (item < input_items(block)) return Inputs(item, block, dz, rank);
+    item -= input_items(block);
+    const int64_t lanes = DepthInLanes<Scalar>(block.rows);
+    const auto gate_columns = [&](int64_t panel) {
+      return GateColumns(s_.units, panel);
+    };
+    for (WeightGradient<Scalar>* gradient : {&d_kernel_, &d_recurrent_}) {
+      if (item < gradient->items()) {
+        return gradient->Add(item, AsB(dz, 0), lanes, gate_columns, block.first,
+                             block.last, rank);
+      }
+      item -= gradient->items();
+    }
+    if (item < d_projection_.items()) {
+      const auto columns = [&](int64_t panel) {
+        return PlainColumns(s_.outputs, panel);
+      };
+      return d_projection_.Add(item, AsB(dy, gate_panels_), lanes, columns, block.first,
+                               block.last, rank);
+    }
+    item -= d_projection_.items();
+    Bias(item * tuning::kGradientPanels, block, dz);
+  }
+
+ private:
+  // Groups of rows that are kWidth lanes together.
+  static int64_t Groups(int64_t rows) { return CeilDiv(rows, kWidth * kKr<Scalar>); }
+
+  // h as it entered a step, of one row.
+  const Scalar* Entering(int64_t time, int64_t row) const {
+    if (p_.entering) return p_.entering + (time * s_.rows + row) * s_.outputs;
+    if (time == steps_.Time(0)) return p_.state.h + row * s_.outputs;
+    const int64_t before = s_.reverse ? time + 1 : time - 1;
+    return p_.ys + (before * s_.rows + row) * s_.outputs;
+  }
+
+  // dz or dy as B, whose first panel is number `first` of all that are packed again.
+  PackedB AsB(float* a, int64_t first) const {
+    if constexpr (kPaired<Scalar>)
+      return {repacked_ + first * RepackedStep(), RepackedStep()};
+    return {a, panel_rows_ * kNr};
+  }
+
+  int64_t RepackedStep() const {
+    return PanelRows(DepthInLanes<Scalar>(block_rows_)) * kNr;
+  }
+
+  int64_t input_items(const Block& block) const {
+    return p_.d_xs ? CeilDiv(block.rows, tuning::kGradientRows) : 0;
+  }
+
+  int64_t bias_items() const {
+    return p_.d_bias ? CeilDiv(gate_panels_, tuning::kGradientPanels) : 0;
+  }
+
+  // The gradients of some panels of the bias, from `panel` on.
+  void Bias(int64_t panel, const Block& block, float* dz) {
+    const int64_t end = Min(panel + tuning::kGradientPanels, gate_panels_);
+    for (; panel < end; ++panel) {
+      const Columns columns = GateColumns(s_.units, panel);
+      for (int v = 0; v < 2; ++v) {
+        float* bias = d_bias_ + panel * kNr + v * kWidth;
+        Vec sum = block.first ? Vec{} : Load(bias);
+        const float* from = BlockOfA<Scalar>(dz, panel_rows_, 2 * panel + v, 0);
+        for (int64_t row = 0; row < block.rows; ++row) {
+          sum += LoadA<Scalar>(from + row * kNr);
+        }
+        Store(bias, sum);
+        StoreUpTo(p_.d_bias + columns.start[v], sum, columns.count[v]);
+      }
+    }
+  }
+
+  // Some rows of the gradients of the inputs.
+  void Inputs(int64_t item, const Block& block, float* dz, int rank) {
+    const Range rows =
+        Part(block.rows, static_cast<int>(item), static_cast<int>(input_items(block)));
+    constexpr int64_t kStep = tuning::kGradientRows * kNr;
+    const MatrixC<float> sums = {d_xs_ + rank * input_panels_ * kStep, kNr, kStep};
+    MatrixC<const float> start = Zeros();
+    for (int64_t k = 0; k < depth_; k += tuning::kInputDepth) {
+      const float* a = dz + (k / kNr * panel_rows_ + rows.begin) * kNr;
+      Gemm<Scalar>({a, panel_rows_ * kNr}, rows.size(),
+                   {kernel_ + k * kNr, depth_ * kNr},
+                   Min(tuning::kInputDepth, depth_ - k), input_panels_, start, sums);
+      start = AsInput(sums);
+    }
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t at = block.first_row + row;
+      // What is not valid takes no part, whatever the weights: NaN * 0 is NaN.
+      const bool valid = steps_.Valid(at / s_.rows, at % s_.rows);
+      for (int64_t n = 0; n < UnitBlocks(s_.inputs); ++n) {
+        const float* sum = sums.At(row - rows.begin, n / 2).data + n % 2 * kWidth;
+        StoreBlock(p_.d_xs, at, s_.inputs, n, valid ? Load(sum) : Vec{});
+      }
+    }
+  }
+
+  const BackwardProblem<Scalar>& p_;
+  const Sizes& s_;
+  const Steps<Scalar> steps_;
+  const int64_t block_rows_;
+  const int64_t panel_rows_;
+  const int64_t gate_panels_;
+  const int64_t input_panels_;
+  const int64_t projection_panels_;
+  const int64_t depth_;  // of products over all gates, in lanes
+  WeightGradient<Scalar> d_kernel_;
+  WeightGradient<Scalar> d_recurrent_;
+  WeightGradient<Scalar> d_projection_;
+
+  float* kernel_ = nullptr;  // transposed, in panels
+  float* d_bias_ = nullptr;
+  // Some rows of input gradients for each thread.
+  float* d_xs_ = nullptr;
+  // dz and dy packed as B, where that is not how they are packed as A.
+  float* repacked_ = nullptr;
+};
+
+}  // namespace LSTM_ISA
+}  // namespace lstm
+
+#endif  // LSTM_JAX_LSTM_BLOCK_PRODUCTS_H_

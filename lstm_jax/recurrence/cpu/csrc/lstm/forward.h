@@ -1,0 +1,344 @@
+// The forward pass, for inference and for training.
+//
+// Threads share either the rows, each running all steps of its own without waiting, or
+// the units, with a barrier a step. Pre-activations stay in the cache: those of a few
+// steps, or of one step, one block of units at a time, where there are very many rows.
+#ifndef LSTM_JAX_LSTM_FORWARD_H_
+#define LSTM_JAX_LSTM_FORWARD_H_
+
+#include "lstm/forward_weights.h"
+#include "lstm/partition.h"
+#include "lstm/residuals.h"
+#include "lstm/steps.h"
+#include "simd/activations.h"
+#include "threads/team.h"
+
+namespace lstm {
+namespace LSTM_ISA {
+
+template <class Scalar>
+class Forward {
+ public:
+  Forward(const ForwardProblem<Scalar>& problem, int limit)
+      : p_(problem),
+        s_(problem.sizes),
+        steps_(problem.sizes, problem.controls),
+        weights_(problem.weights, problem.sizes),
+        threads_(ChooseThreads(s_, limit)),
+        blocks_(UnitBlocks(s_.units)),
+        panels_(2 * blocks_),
+        output_panels_(CeilDiv(s_.outputs, kNr)),
+        residuals_(p_.gates, p_.cells, s_.units, s_.rows),
+        block_steps_(ProjectedSteps(s_, threads_)) {}
+
+  int threads() const { return threads_; }
+
+  // Hands out workspace memory; see Arena.
+  void Allocate(Arena& arena) {
+    const int64_t block_rows = block_steps_ * s_.rows;
+    weights_.Allocate(arena);
+    x_rows_ = PanelRows(block_rows);
+    x_ = arena.Floats(CeilDiv(weights_.input_lanes(), kNr) * x_rows_ * kNr);
+    z_rows_ = PanelRows(block_rows);
+    const bool one_block = SplitByRows(s_, threads_) && block_steps_ == 1;
+    z_ = arena.Floats((one_block ? 2 : panels_) * z_rows_ * kNr);
+    h_rows_ = PanelRows(s_.rows);
+    for (float*& h : h_) {
+      h = arena.Floats(CeilDiv(weights_.output_lanes(), kNr) * h_rows_ * kNr);
+    }
+    c_ = arena.Floats(blocks_ * s_.rows * kWidth);
+    if (s_.projected) {
+      m_ = arena.Floats(CeilDiv(weights_.unit_lanes(), kNr) * h_rows_ * kNr);
+      projected_ = arena.Floats(output_panels_ * h_rows_ * kNr);
+    }
+  }
+
+  void Body(int rank, Team& team) {
+    Pack(team);
+    team.Form(rank);
+    // The team may have come out smaller than was asked for.
+    if (SplitByRows(s_, threads_)) {
+      RunByRows(Part(s_.rows, rank, team.size()));
+    } else {
+      RunByUnits(rank, team);
+    }
+    ReleaseTiles();
+  }
+
+ private:
+  // Packs weights and the first state; whoever is here takes part.
+  void Pack(Team& team) {
+    for (;;) {
+      const int64_t item = team.Take();
+      if (item < weights_.items()) {
+        weights_.Pack(item);
+      } else if (item < weights_.items() + s_.rows) {
+        Start(item - weights_.items());
+      } else {
+        break;
+      }
+    }
+  }
+
+  // The state that enters the first step, of one row.
+  void Start(int64_t row) {
+    const bool reset = steps_.Reset(steps_.Time(0), row);
+    const State<Scalar>& from = reset ? p_.controls.reset_state : p_.state;
+    for (int64_t block = 0; block < 2 * output_panels_; ++block) {
+      const Vec h = HiddenOf(from, block, row);
+      StoreA<Scalar>(HiddenAt(0, block, row), h);
+      // Blocks beyond the last are never written again.
+      StoreA<Scalar>(HiddenAt(1, block, row), Vec{});
+      Emit(p_.entering, steps_.Time(0), block, row, h);
+    }
+    for (int64_t block = 0; s_.projected && block < 2 * CeilDiv(s_.units, kNr);
+         ++block) {
+      StoreA<Scalar>(BlockOfA<Scalar>(m_, h_rows_, block, row), Vec{});
+    }
+    for (int64_t block = 0; block < blocks_; ++block) {
+      Store(CellAt(c_, s_.rows, block, row), CellOf(from, block, row));
+    }
+  }
+
+  void RunByRows(Range rows) {
+    if (rows.size() == 0) return;
+    const int64_t base = rows.begin * block_steps_;
+    for (int64_t first = 0; first < s_.steps; first += block_steps_) {
+      const int64_t last = Min(first + block_steps_, s_.steps);
+      // Where the rows of a step stand in those of the block.
+      const auto at = [&](int64_t n) { return base + (n - first) * rows.size(); };
+      for (int64_t n = first; n < last; ++n) {
+        PackRows(p_.xs + steps_.Time(n) * s_.rows * s_.inputs, rows.begin, rows.end,
+                 s_.inputs, x_rows_, x_ + at(n) * kNr);
+      }
+      if (block_steps_ > 1) ProjectInputs(base, at(last) - base, {0, blocks_}, Z());
+      for (int64_t n = first; n < last; ++n) {
+        if (block_steps_ > 1) {
+          Advance(n, rows, {0, blocks_}, Z().At(at(n), 0));
+        } else {
+          // Of many rows, one block of units at a time: it stays in the cache.
+          for (int64_t block = 0; block < blocks_; ++block) {
+            ProjectInputs(base, rows.size(), {block, block + 1}, Z());
+            Advance(n, rows, {block, block + 1}, Z().At(base, 0));
+          }
+        }
+        if (s_.projected) Project(n, rows);
+      }
+    }
+  }
+
+  // A step of some blocks of units, from what the inputs contribute; `z` is that of the
+  // first row, for the first block.
+  void Advance(int64_t n, Range rows, Range blocks, MatrixC<float> z) {
+    const int64_t depth = weights_.output_lanes();
+    Gemm<Scalar>({h_[n % 2] + rows.begin * kNr, h_rows_ * kNr}, rows.size(),
+                 weights_.Recurrent(blocks.begin), depth, 2 * blocks.size(), AsInput(z),
+                 z);
+    // All gates are computed before any is used, so that the processor need not wait
+    // for one of them.
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      Activate(rows, block, z.At(0, 2 * (block - blocks.begin)).data);
+    }
+    Update(n, rows, blocks, z);
+  }
+
+  // z = bias + x * kernel, for some blocks of units, and rows from `first` on.
+  void ProjectInputs(int64_t first, int64_t rows, Range blocks, MatrixC<float> z) {
+    const int64_t depth = weights_.input_lanes();
+    Gemm<Scalar>({x_ + first * kNr, x_rows_ * kNr}, rows, weights_.Kernel(blocks.begin),
+                 depth, 2 * blocks.size(), weights_.Bias(blocks.begin), z.At(first, 0));
+  }
+
+  void RunByUnits(int rank, Team& team) {
+    const UnitSplit mine(blocks_, s_.rows, rank, team.size());
+    for (int64_t first = 0; first < s_.steps; first += block_steps_) {
+      const int64_t last = Min(first + block_steps_, s_.steps);
+      const Range times = steps_.Times(first, last);
+      const Range share = Part(times.size() * s_.rows, rank, team.size());
+      PackRows(p_.xs + times.begin * s_.rows * s_.inputs, share.begin, share.end,
+               s_.inputs, x_rows_, x_ + share.begin * kNr);
+      team.Barrier(rank);
+      for (const Piece& piece : mine) ProjectPiece(times.size(), piece);
+      for (int64_t n = first; n < last; ++n) {
+        const int64_t row = (steps_.Time(n) - times.begin) * s_.rows;
+        for (const Piece& piece : mine) {
+          Advance(n, piece.rows, piece.blocks,
+                  Z().At(row + piece.rows.begin, 2 * piece.blocks.begin));
+        }
+        team.Barrier(rank);
+      }
+    }
+  }
+
+  // The inputs of a block of steps, for some units and rows of each step.
+  void ProjectPiece(int64_t steps, const Piece& piece) {
+    const Range rows = piece.rows;
+    const bool whole = rows.size() == s_.rows;
+    for (int64_t step = 0; step < (whole ? 1 : steps); ++step) {
+      ProjectInputs(step * s_.rows + rows.begin, whole ? steps * s_.rows : rows.size(),
+                    piece.blocks, Z().At(0, 2 * piece.blocks.begin));
+    }
+  }
+
+  MatrixC<float> Z() const { return {z_, kNr, z_rows_ * kNr}; }
+
+  // The gates of one block of units, in place; `z` is the first row of its first panel.
+  void Activate(Range rows, int64_t block, float* z) {
+    const auto load = [&](const float* from) __attribute__((always_inline)) {
+      return LiveBlock(Load(from), s_.units, block);
+    };
+    for (int64_t row = rows.begin; row < rows.end; ++row, z += kNr) {
+      float* candidate_output = z + z_rows_ * kNr;
+      Store(z, Sigmoid(load(z)));
+      Store(z + kWidth, Sigmoid(load(z + kWidth)));
+      Store(candidate_output, Tanh(load(candidate_output)));
+      Store(candidate_output + kWidth, Sigmoid(load(candidate_output + kWidth)));
+    }
+  }
+
+  // The state of some blocks of units, from their gates. Row by row, as it is saved.
+  void Update(int64_t n, Range rows, Range blocks, MatrixC<float> z) {
+    const int64_t time = steps_.Time(n);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const bool valid = steps_.Valid(time, row);
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        if (valid) {
+          const float* at = z.At(row - rows.begin, 2 * (block - blocks.begin)).data;
+          UpdateBlock(n, row, block, at);
+        } else {
+          HoldBlock(n, row, block);
+        }
+      }
+      if (residuals_ && blocks.end == blocks_) residuals_.FillUp(time, blocks_, row);
+    }
+  }
+
+  // `z` are gates i and f; g and o are in the next panel.
+  void UpdateBlock(int64_t n, int64_t row, int64_t block, const float* z) {
+    const int64_t time = steps_.Time(n);
+    const Vec i = Load(z);
+    const Vec f = Load(z + kWidth);
+    const Vec g = Load(z + z_rows_ * kNr);
+    const Vec o = Load(z + z_rows_ * kNr + kWidth);
+    const Vec c = f * Load(CellAt(c_, s_.rows, block, row)) + i * g;
+    const Vec m = o * Tanh(c);
+    if (residuals_) residuals_.Write(time, block, row, {i, f, g, o, c});
+    EmitCell(time, block, row, c);
+    CarryCell(n, block, row, c);
+    if (s_.projected) {
+      StoreA<Scalar>(BlockOfA<Scalar>(m_, h_rows_, block, row), m);
+    } else {
+      Emit(p_.ys, time, block, row, m);
+      CarryHidden(n, block, row, m);
+    }
+  }
+
+  // A step that is not valid.
+  void HoldBlock(int64_t n, int64_t row, int64_t block) {
+    const int64_t time = steps_.Time(n);
+    const Vec c = Load(CellAt(c_, s_.rows, block, row));
+    if (residuals_) residuals_.Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, c});
+    EmitCell(time, block, row, Vec{});
+    CarryCell(n, block, row, c);
+    if (!s_.projected) Hold(n, block, row);
+  }
+
+  // h = m * projection kernel, of a whole step.
+  void Project(int64_t n, Range rows) {
+    Gemm<Scalar>({m_ + rows.begin * kNr, h_rows_ * kNr}, rows.size(),
+                 weights_.Projection(), weights_.unit_lanes(), output_panels_, Zeros(),
+                 {projected_ + rows.begin * kNr, kNr, h_rows_ * kNr});
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t time = steps_.Time(n);
+      const bool valid = steps_.Valid(time, row);
+      for (int64_t block = 0; block < 2 * output_panels_; ++block) {
+        if (!valid) {
+          Hold(n, block, row);
+          continue;
+        }
+        const Vec h = LiveBlock(Load(BlockOfA<float>(projected_, h_rows_, block, row)),
+                                s_.outputs, block);
+        Emit(p_.ys, time, block, row, h);
+        CarryHidden(n, block, row, h);
+      }
+    }
+  }
+
+  // A step that is not valid: nothing out, the state as before.
+  void Hold(int64_t n, int64_t block, int64_t row) {
+    Emit(p_.ys, steps_.Time(n), block, row, Vec{});
+    CarryHidden(n, block, row, LoadA<Scalar>(HiddenAt(n, block, row)));
+  }
+
+  // What leaves a step enters the next one, or is the last state.
+  void CarryHidden(int64_t n, int64_t block, int64_t row, Vec h) {
+    if (n + 1 == s_.steps) {
+      Emit(p_.last_h, 0, block, row, h);
+      return;
+    }
+    const int64_t next = steps_.Time(n + 1);
+    if (steps_.Reset(next, row)) h = HiddenOf(p_.controls.reset_state, block, row);
+    StoreA<Scalar>(HiddenAt(n + 1, block, row), h);
+    Emit(p_.entering, next, block, row, h);
+  }
+
+  void CarryCell(int64_t n, int64_t block, int64_t row, Vec c) {
+    if (n + 1 == s_.steps) {
+      StoreBlock(p_.last_c, row, s_.units, block, c);
+      return;
+    }
+    if (steps_.Reset(steps_.Time(n + 1), row)) {
+      c = CellOf(p_.controls.reset_state, block, row);
+    }
+    Store(CellAt(c_, s_.rows, block, row), c);
+  }
+
+  void Emit(Scalar* to, int64_t time, int64_t block, int64_t row, Vec h) {
+    StoreBlock(to, time * s_.rows + row, s_.outputs, block, h);
+  }
+
+  void EmitCell(int64_t time, int64_t block, int64_t row, Vec c) {
+    StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, c);
+  }
+
+  Vec HiddenOf(const State<Scalar>& state, int64_t block, int64_t row) const {
+    return LoadBlock(state.h, row, s_.outputs, block);
+  }
+
+  Vec CellOf(const State<Scalar>& state, int64_t block, int64_t row) const {
+    return LoadBlock(state.c, row, s_.units, block);
+  }
+
+  // h as it enters step n.
+  float* HiddenAt(int64_t n, int64_t block, int64_t row) const {
+    return BlockOfA<Scalar>(h_[n % 2], h_rows_, block, row);
+  }
+
+  const ForwardProblem<Scalar>& p_;
+  const Sizes& s_;
+  const Steps<Scalar> steps_;
+  ForwardWeights<Scalar> weights_;
+  const int threads_;
+  const int64_t blocks_;         // of units
+  const int64_t panels_;         // of gates
+  const int64_t output_panels_;  // of h
+  const Residuals<GateBits<Scalar>, uint32_t> residuals_;
+  const int64_t block_steps_;
+
+  // Inputs and pre-activations of a block of steps.
+  float* x_ = nullptr;
+  int64_t x_rows_ = 0;
+  float* z_ = nullptr;
+  int64_t z_rows_ = 0;
+  // The state: h as it enters this step and the next one, c, and h before projection.
+  float* h_[2] = {nullptr, nullptr};
+  int64_t h_rows_ = 0;
+  float* c_ = nullptr;
+  float* m_ = nullptr;
+  float* projected_ = nullptr;
+};
+
+}  // namespace LSTM_ISA
+}  // namespace lstm
+
+#endif  // LSTM_JAX_LSTM_FORWARD_H_

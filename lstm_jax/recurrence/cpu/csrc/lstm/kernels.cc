@@ -1,0 +1,98 @@
+// The kernels, compiled once for each instruction set. The build says which:
+// LSTM_ISA names it, LSTM_WIDTH and LSTM_REGISTERS describe its registers.
+#include "lstm/backward.h"
+#include "lstm/forward.h"
+#include "threads/executor.h"
+
+#define LSTM_TEXT_OF(name) #name
+#define LSTM_TEXT(name) LSTM_TEXT_OF(name)
+
+namespace lstm {
+namespace LSTM_ISA {
+namespace {
+
+// Whether two directions run side by side, and no thread waits for another at every
+// step, or one after the other, on all threads.
+template <class Scalar>
+bool SideBySide(const Sizes& s) {
+  const int64_t bytes = 4 * sizeof(Scalar) * s.units * (s.inputs + s.outputs);
+  // Pairs are multiplied too fast for any number of rows to make up for it.
+  return bytes <= tuning::kSideBySide ||
+         (!kPaired<Scalar> && s.rows >= tuning::kSideBySideRows);
+}
+
+// A pass, with workspace memory, as a job.
+template <class Pass>
+Job Prepare(Pass& pass, const Sizes& sizes, Workspace& workspace) {
+  Arena measure(nullptr);
+  pass.Allocate(measure);
+  Arena arena(workspace.Reserve(measure.used()));
+  pass.Allocate(arena);
+  const auto body = [](void* pass, int rank, Team& team) {
+    static_cast<Pass*>(pass)->Body(rank, team);
+  };
+  return {pass.threads(), JoinTimeoutMicroseconds(sizes), body, &pass};
+}
+
+template <class Scalar, class Pass, class Problem>
+void RunAll(const Problem* problems, int count, Executor& executor) {
+  const Sizes& s = problems[0].sizes;
+  if (count == 2 && executor.limit() > 1 && SideBySide<Scalar>(s)) {
+    Pass first(problems[0], executor.limit() / 2),
+        second(problems[1], executor.limit() / 2);
+    Workspace workspace[2];
+    const Job jobs[] = {Prepare(first, s, workspace[0]),
+                        Prepare(second, s, workspace[1])};
+    executor.Run(jobs, 2);
+    return;
+  }
+  for (int n = 0; n < count; ++n) {
+    Pass pass(problems[n], executor.limit());
+    Workspace workspace;
+    const Job job = Prepare(pass, s, workspace);
+    executor.Run(&job, 1);
+  }
+}
+
+template <class Scalar>
+void RunForward(const ForwardProblem<Scalar>* problems, int count, Executor& executor) {
+  RunAll<Scalar, Forward<Scalar>>(problems, count, executor);
+}
+
+template <class Scalar>
+void RunBackward(const BackwardProblem<Scalar>* problems, int count,
+                 Executor& executor) {
+  RunAll<Scalar, Backward<Scalar>>(problems, count, executor);
+}
+
+template <class Function>
+void Map(const float* x, float* y, int64_t size, Function function) {
+  for (int64_t n = 0; n < size; n += kWidth) {
+    const int count = static_cast<int>(Min(size - n, kWidth));
+    StoreUpTo(y + n, function(LoadUpTo(x + n, count)), count);
+  }
+}
+
+void MapSigmoid(const float* x, float* y, int64_t size) {
+  Map(x, y, size, [](Vec v) { return Sigmoid(v); });
+}
+
+void MapTanh(const float* x, float* y, int64_t size) {
+  Map(x, y, size, [](Vec v) { return Tanh(v); });
+}
+
+}  // namespace
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    LSTM_TEXT(LSTM_ISA),
+    RunForward<float>,
+    RunBackward<float>,
+    RunForward<BFloat16>,
+    RunBackward<BFloat16>,
+    MapSigmoid,
+    MapTanh,
+};
+
+}  // namespace LSTM_ISA
+}  // namespace lstm

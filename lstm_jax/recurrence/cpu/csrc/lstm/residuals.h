@@ -1,0 +1,97 @@
+// What the forward pass saves of each step for the backward pass.
+#ifndef LSTM_JAX_LSTM_RESIDUALS_H_
+#define LSTM_JAX_LSTM_RESIDUALS_H_
+
+#include "simd/load_store.h"
+
+namespace lstm {
+namespace LSTM_ISA {
+
+// One block of units of one row: its gates, and c after the step.
+struct SavedStep {
+  Vec i, f, g, o, c;
+};
+
+// The gates and cells as problem.h describes them; `Gates` and `Cells` are their types
+// in memory.
+template <class Gates, class Cells>
+class Residuals {
+ public:
+  Residuals(Gates* gates, Cells* cells, int64_t units, int64_t rows)
+      : gates_(gates), cells_(cells), padded_(PaddedUnits(units)), rows_(rows) {}
+
+  explicit operator bool() const { return gates_ != nullptr; }
+
+  void Write(int64_t time, int64_t block, int64_t row, const SavedStep& t) const {
+    Gates* to = GatesAt(time, block, row);
+    if constexpr (kWhole) {
+      Store(AsFloats(to), t.i);
+      Store(AsFloats(to + kSavedGroup), t.f);
+      Store(AsFloats(to + 2 * kSavedGroup), t.g);
+      Store(AsFloats(to + 3 * kSavedGroup), t.o);
+    } else {
+      StoreUnit(to, t.i);
+      StoreUnit(to + kSavedGroup, t.f);
+      StoreSymmetric(to + 2 * kSavedGroup, t.g);
+      StoreUnit(to + 3 * kSavedGroup, t.o);
+    }
+    // 16 bits hold no NaN: c, which the others make NaN themselves, stands for that of
+    // o.
+    const Vec c = kWhole ? t.c : Select(t.o == t.o, t.c, t.o);
+    Store(AsFloats(CellAt(time, block, row)), c);
+  }
+
+  // Zeros in what the last group of a row has beyond its blocks.
+  void FillUp(int64_t time, int64_t blocks, int64_t row) const {
+    for (int64_t block = blocks; block * kWidth < padded_; ++block) {
+      Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, Vec{}});
+    }
+  }
+
+  SavedStep Read(int64_t time, int64_t block, int64_t row) const {
+    const Gates* at = GatesAt(time, block, row);
+    const Vec c = ReadCell(time, block, row);
+    if constexpr (kWhole) {
+      return {Load(AsFloats(at)), Load(AsFloats(at + kSavedGroup)),
+              Load(AsFloats(at + 2 * kSavedGroup)),
+              Load(AsFloats(at + 3 * kSavedGroup)), c};
+    } else {
+      return {LoadUnit(at), LoadUnit(at + kSavedGroup),
+              LoadSymmetric(at + 2 * kSavedGroup), LoadUnit(at + 3 * kSavedGroup), c};
+    }
+  }
+
+  Vec ReadCell(int64_t time, int64_t block, int64_t row) const {
+    return Load(AsFloats(CellAt(time, block, row)));
+  }
+
+ private:
+  static constexpr bool kWhole = sizeof(Gates) == 4;
+
+  // Vectors may alias anything; see UnalignedVec.
+  static float* AsFloats(void* bits) { return static_cast<float*>(bits); }
+  static const float* AsFloats(const void* bits) {
+    return static_cast<const float*>(bits);
+  }
+
+  // Blocks of kWidth units in a row of groups of kSavedGroup.
+  Gates* GatesAt(int64_t time, int64_t block, int64_t row) const {
+    constexpr int64_t kBlocks = kSavedGroup / kWidth;
+    return gates_ + (time * rows_ + row) * 4 * padded_ +
+           block / kBlocks * 4 * kSavedGroup + block % kBlocks * kWidth;
+  }
+
+  Cells* CellAt(int64_t time, int64_t block, int64_t row) const {
+    return cells_ + (time * rows_ + row) * padded_ + block * kWidth;
+  }
+
+  Gates* gates_;
+  Cells* cells_;
+  int64_t padded_;
+  int64_t rows_;
+};
+
+}  // namespace LSTM_ISA
+}  // namespace lstm
+
+#endif  // LSTM_JAX_LSTM_RESIDUALS_H_

@@ -1,0 +1,14 @@
+// The kernels without JAX, for sanitizers. Build and run: `make sanitize`.
+#include <cstdio>
+#include <cstdlib>
+
+#include "tests.h"
+
+int main(int argc, char** argv) {
+  lstm::Tally tally;
+  lstm::TestThreads(tally);
+  lstm::TestDispatch(tally);
+  lstm::TestKernels(argc > 1 ? std::atoi(argv[1]) : 100, tally);
+  std::printf("%d passed, %d failed\n", tally.passed, tally.failed);
+  return tally.failed != 0;
+}

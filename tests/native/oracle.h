@@ -1,0 +1,42 @@
+// Random problems, and the equations as a plain loop in double.
+#ifndef LSTM_JAX_TESTS_ORACLE_H_
+#define LSTM_JAX_TESTS_ORACLE_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "problem.h"
+
+namespace lstm {
+
+using Floats = std::vector<float>;
+
+// All that the result depends on, in one vector each, so that it can be perturbed.
+struct Arguments {
+  Floats xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c;
+
+  std::vector<Floats*> All() {
+    return {&xs, &kernel, &recurrent, &bias, &projection, &h, &c, &reset_h, &reset_c};
+  }
+};
+
+struct Case {
+  Sizes sizes;
+  bool controls;
+  Arguments arguments;
+  std::unique_ptr<bool[]> valid, reset;
+  Floats d_ys, d_h, d_c;
+};
+
+Floats Normal(int64_t size, double scale);
+
+Case RandomCase();
+
+// Returns the sum of all outputs, each times its cotangent, with the arguments moved by
+// `step` along `direction`. Fills `ys` where it is not null.
+double Loss(Case& test, Arguments& direction, double step, std::vector<double>* ys);
+
+}  // namespace lstm
+
+#endif  // LSTM_JAX_TESTS_ORACLE_H_

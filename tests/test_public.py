@@ -1,0 +1,106 @@
+"""What is public: which names, that each is documented, and what loads when."""
+
+import importlib
+import inspect
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "lstm_jax"
+PUBLIC = {
+    "lstm_jax": """
+        LSTM Cell ConvLSTMCell Directions GateState LSTMCell LSTMParams LSTMState
+        ParallelReport Regularized SLSTMCell SLSTMState Stack convert embedding_dropout
+        from_config implementation implementations lstm parallel_scan
+        resolve_implementation scan scan_states stream
+    """,
+    "lstm_jax.convert": """
+        from_keras from_torch state_from_keras state_from_torch state_to_keras
+        state_to_torch to_keras to_torch
+    """,
+    "lstm_jax.data": "Vocabulary pad_sequences stream_batches",
+    "lstm_jax.linen": "LSTM Stack params_of variables_of",
+    "lstm_jax.nnx": "LSTM Parameters Stack",
+    "lstm_jax.training": """
+        TrainState activation_penalty create cross_entropy l1_penalty l2_penalty
+        load_weights make_train_step save_weights temporal_activation_penalty
+        truncated_value_and_grad
+    """,
+}
+NAMES = [(module, name) for module, names in PUBLIC.items() for name in names.split()]
+LAZY = ("data", "linen", "nnx", "training")
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_these(module):
+    names = importlib.import_module(module).__all__
+    assert sorted(names) == sorted(PUBLIC[module].split())
+
+
+@pytest.mark.parametrize("module, name", NAMES)
+def test_a_public_name_has_a_docstring_with_an_example(module, name):
+    value = getattr(importlib.import_module(module), name)
+    text = value.__doc__ or ""
+    assert text.strip()
+    if not inspect.ismodule(value):
+        assert "Example:" in text and ">>> " in text
+
+
+@pytest.mark.parametrize("module, name", NAMES)
+def test_public_methods_have_docstrings(module, name):
+    value = getattr(importlib.import_module(module), name)
+    if not inspect.isclass(value):
+        return
+    for owner in value.__mro__:
+        if not owner.__module__.startswith("lstm_jax"):
+            continue
+        for method, function in vars(owner).items():
+            if not method.startswith("_") and inspect.isfunction(function):
+                assert inspect.getdoc(function), f"{owner.__name__}.{method}"
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    modules = {path.stem for path in PACKAGE.rglob("*.py")}
+    modules |= {path.parent.name for path in PACKAGE.rglob("__init__.py")}
+    functions = {
+        name
+        for module, name in NAMES
+        if inspect.isroutine(getattr(importlib.import_module(module), name))
+    }
+    assert functions and not modules & functions
+
+
+def loaded_after(program):
+    """Which of some modules a new process has loaded after a program."""
+    watched = ["flax", "optax", "safetensors", *(f"lstm_jax.{name}" for name in LAZY)]
+    program = (
+        f"import json, sys\n{program}\n"
+        f"print(json.dumps([name for name in {watched} if name in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_the_package_loads_neither_flax_nor_optax():
+    assert loaded_after("import lstm_jax") == []
+
+
+def test_modules_load_when_they_are_named():
+    program = "import lstm_jax as lj\nassert {!r} in dir(lj)\nlj.{}"
+    assert "lstm_jax.data" in loaded_after(program.format("data", "data"))
+    loaded = loaded_after(program.format("training", "training.cross_entropy"))
+    assert {"optax", "lstm_jax.training"} <= set(loaded)
+    loaded = loaded_after(program.format("nnx", "nnx.LSTM, lj.linen.LSTM"))
+    assert {"flax", "lstm_jax.nnx", "lstm_jax.linen"} <= set(loaded)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import lstm_jax
+
+    with pytest.raises(AttributeError, match="'lstm_jax' has no attribute 'gru'"):
+        lstm_jax.gru  # noqa: B018
