@@ -129,7 +129,8 @@ def test_every_layer_can_have_its_own_rates():
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_noise_of_a_stack_needs_a_key_and_differs_by_layer_and_direction(bidirectional):
-    options = dict(num_layers=2, bidirectional=bidirectional, merge="sum")
+    merge = "sum" if bidirectional else "concat"
+    options = dict(num_layers=2, bidirectional=bidirectional, merge=merge)
     plain = lj.LSTM(4, 4, **options)
     noisy = dataclasses.replace(plain, recurrent_dropout=0.5, zoneout_c=0.0)
     params, xs = build(plain), normal(1, (B, T, 4))
