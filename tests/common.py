@@ -1,5 +1,6 @@
 """Random cases and comparisons that several test modules share."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lstm_jax as lj
-from tests import oracle_cells as oracle
+from tests.oracles import cells as oracle
 
 # Largest difference, relative to the largest value, by dtype of the computation. The
 # float64 loop is exact to rounding, so this is the rounding of what is tested.
@@ -51,13 +52,16 @@ def random_params(cell, seed, dtype="float32"):
 
 
 def random_state(cell, seed, batch_shape, dtype="float32"):
-    """A state with no zeros."""
-    template = cell.zero_state(batch_shape, dtype)
+    """A state with no zeros, and one that the cell could be in."""
+    template = jax.eval_shape(lambda: cell.zero_state(batch_shape, dtype))
     leaves, structure = jax.tree.flatten(template)
-    return structure.unflatten(
+    state = structure.unflatten(
         normal([seed, 99, n], leaf.shape, leaf.dtype, 0.5)
         for n, leaf in enumerate(leaves)
     )
+    if hasattr(state, "n"):  # an sLSTM's normaliser is never negative
+        state = state._replace(n=jnp.abs(state.n) + np.asarray(0.1, state.n.dtype))
+    return state
 
 
 def value_and_pullback(function, args, cotangents):
@@ -112,7 +116,81 @@ def fields(params):
 
 def random_inputs(cell, seed, batch_shape, length, dtype="float32"):
     """Inputs of a cell, batch first."""
-    return normal(seed, (*batch_shape, length, *cell.input_shape), dtype)
+    return normal(seed, (*batch_shape, length, *input_shape(cell)), dtype)
+
+
+def input_shape(cell):
+    """That of one input; a cell of others may not say it."""
+    return getattr(cell, "input_shape", None) or (cell.size,)
+
+
+@dataclasses.dataclass(frozen=True)
+class GRUCell:
+    """A cell that is not ours: two pre-activations, dicts of params, state, outputs."""
+
+    size: int
+
+    def init(self, key):
+        keys = jax.random.split(key, 2)
+        shape = (self.size, 3 * self.size)
+        return {
+            n: jax.random.normal(k, shape) * 0.5
+            for n, k in zip("wu", keys, strict=True)
+        }
+
+    def zero_state(self, batch_shape=(), dtype=jnp.float32):
+        return {"h": jnp.zeros((*batch_shape, self.size), dtype)}
+
+    def project(self, params, xs):
+        return xs @ params["w"]
+
+    def recur(self, params, state):
+        return state["h"] @ params["u"]
+
+    def update(self, params, state, z, r):
+        (zr, zu, zn), (rr, ru, rn) = jnp.split(z, 3, -1), jnp.split(r, 3, -1)
+        n = jnp.tanh(zn + jax.nn.sigmoid(zr + rr) * rn)
+        u = jax.nn.sigmoid(zu + ru)
+        h = (1 - u) * n + u * state["h"]
+        return {"h": h}, {"out": h, "gate": u}
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakyCell(lj.Cell):
+    """A cell of others that derives from ours; its state is one array."""
+
+    input_size: int
+    size: int
+    additive = True
+
+    @property
+    def input_shape(self):
+        return (self.input_size,)
+
+    @property
+    def output_size(self):
+        return self.size
+
+    def init(self, key):
+        keys = jax.random.split(key, 2)
+        shapes = {"w": (self.input_size, self.size), "r": (self.size, self.size)}
+        return {
+            name: jax.random.normal(k, shape)
+            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+
+    def zero_state(self, batch_shape=(), dtype=jnp.float32):
+        return jnp.zeros((*batch_shape, self.size), dtype)
+
+    def project(self, params, xs):
+        return xs @ params["w"]
+
+    def recur(self, params, state):
+        return state @ params["r"]
+
+    def update(self, params, state, z, r):
+        new = jnp.tanh(z + r)
+        return (state + new) / 2, new
 
 
 def standard_cases():
@@ -122,6 +200,7 @@ def standard_cases():
         "projection": lj.LSTMCell(4, 6, proj_size=2),
         "no_bias": lj.LSTMCell(2, 3, use_bias=False),
         "one": lj.LSTMCell(1, 1),
+        "odd": lj.LSTMCell(5, 19, proj_size=17),
     }
 
 
@@ -157,11 +236,20 @@ def cell_cases():
         "conv3d": lj.ConvLSTMCell((2, 2, 3, 1), 1, 2, use_bias=False),
         "regularized": lj.Regularized(lj.LSTMCell(2, 3), input_dropout=0.5, **rates),
         "regularized_slstm": lj.Regularized(lj.SLSTMCell(2, 4), **rates),
+        "own_gru": GRUCell(4),
+        "own_leaky": LeakyCell(2, 3),
     }
 
 
 def oracle_step(cell):
     """The NumPy step of a cell, with its options."""
+    if isinstance(cell, lj.Regularized):
+        rates = cell.zoneout_h, cell.zoneout_c
+        return functools.partial(oracle.zoneout_step, oracle_step(cell.cell), *rates)
+    if isinstance(cell, GRUCell):
+        return oracle.gru_step
+    if isinstance(cell, LeakyCell):
+        return oracle.leaky_step
     if isinstance(cell, lj.SLSTMCell):
         exponential = cell.forget_gate == "exponential"
         return functools.partial(oracle.slstm_step, exponential=exponential)

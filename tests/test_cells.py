@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from tests import oracle_cells as oracle
 from tests.common import (
     assert_close,
     cell_cases,
@@ -23,6 +22,7 @@ from tests.common import (
     standard_cases,
     value_and_pullback,
 )
+from tests.oracles import cells as oracle
 
 CELLS = cell_cases()
 B, T = 3, 5

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lstm_jax as lj
-from tests import oracle
 from tests.common import (
     assert_close,
     fields,
@@ -22,6 +21,7 @@ from tests.common import (
     standard_cases,
     value_and_pullback,
 )
+from tests.oracles import lstm as oracle
 
 IMPLEMENTATIONS = [
     name for name, why in lj.implementations().items() if why == "available"

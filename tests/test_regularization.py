@@ -10,8 +10,8 @@ import pytest
 import lstm_jax as lj
 from lstm_jax import training
 from lstm_jax.cells.regularized import _Noise
-from tests import oracle_cells as oracle
 from tests.common import assert_close, normal, random_params, random_state
+from tests.oracles import cells as oracle
 
 KEY = jax.random.key(0)
 CELL = lj.LSTMCell(3, 4)

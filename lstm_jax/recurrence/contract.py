@@ -21,6 +21,7 @@ from lstm_jax.types import Array, LSTMState, PyTree
 
 # Rows of the tape are as long as whole vectors of the widest processor.
 TAPE_UNITS = 16
+_BITS = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
 class Inputs(NamedTuple):
@@ -79,9 +80,9 @@ class Tape(NamedTuple):
     of whoever wrote it; but a row is whole, so that a batch may be cut anywhere.
 
     Attributes:
-        gates: ``[T, *batch, 4U]``, U being H rounded up to a multiple of 16; uint32,
-            or uint16 where the inputs have 16 bits.
-        cells: ``[T, *batch, U]`` uint32.
+        gates: ``[T, *batch, 4U]``, U being H rounded up to a multiple of 16; uint16,
+            uint32 or uint64, as wide as the inputs.
+        cells: ``[T, *batch, U]``, uint32 or uint64, as wide as c.
         entering: ``[T, *batch, P]``, the h that entered each step; None where that is
             the output before.
     """
@@ -153,16 +154,21 @@ class Target:
 
     Attributes:
         platform: such as "cpu", "cuda" or "tpu"; None where it is not known.
-        partitioned: whether XLA may cut its arrays over several devices.
+        devices: how many XLA may cut its arrays over.
         exporting: whether it is to run where this package is not.
         partly_manual: whether it is cut by hand over some axes of a mesh, by XLA over
             others.
     """
 
     platform: str | None = None
-    partitioned: bool = False
+    devices: int = 1
     exporting: bool = False
     partly_manual: bool = False
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether XLA may cut its arrays over several devices."""
+        return self.devices > 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,16 +323,20 @@ def _tape_shapes(inputs: Inputs) -> Tape:
     *leading, hidden = inputs.state.c.shape
     steps = (inputs.xs.shape[0], *leading)
     units = -(-hidden // TAPE_UNITS) * TAPE_UNITS
-    bits = jnp.uint32 if inputs.xs.dtype.itemsize > 2 else jnp.uint16
     entering = None
     if has_controls(inputs):
         shape = (*steps, inputs.state.h.shape[-1])
         entering = jax.ShapeDtypeStruct(shape, inputs.state.h.dtype)
     return Tape(
-        jax.ShapeDtypeStruct((*steps, 4 * units), bits),
-        jax.ShapeDtypeStruct((*steps, units), jnp.uint32),
+        jax.ShapeDtypeStruct((*steps, 4 * units), bits_of(inputs.xs.dtype)),
+        jax.ShapeDtypeStruct((*steps, units), bits_of(inputs.state.c.dtype)),
         entering,
     )
+
+
+def bits_of(dtype: jnp.dtype) -> Any:
+    """The dtype of the tape's entries for numbers of a dtype."""
+    return _BITS[dtype.itemsize]
 
 
 def input_axes(call: Call) -> list[int | None]:

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.base import Cell, cast_params, compute_dtype
+from lstm_jax.meshes import vary_alike
 from lstm_jax.numerics import zero_where_not
-from lstm_jax.recurrence import choice, plain, primitive
+from lstm_jax.recurrence import choice, plain, primitive, xla
 from lstm_jax.recurrence.blocks import scan_blocks
 from lstm_jax.recurrence.contract import Call, Implementation, Inputs, traced_step
-from lstm_jax.recurrence.meshes import vary_alike
 from lstm_jax.types import Array, Options, PyTree, config
 
 
@@ -101,13 +101,15 @@ def _run_together(call: Call, inputs: tuple[Inputs, ...]) -> list[tuple]:
 def _is_plain(call: Call, inputs: tuple[Inputs, ...]) -> bool:
     """Whether the steps have to be seen by JAX one by one, as they are.
 
-    Where they have side effects, or where jit is off so that they can be looked at.
+    Where they have side effects, or where jit is off so that they can be looked at; but
+    not where another implementation may run, nor where there are no steps.
     """
-    if call.taped:
+    length = jax.tree.leaves(inputs[0].xs)[0].shape[0]
+    others = any(not isinstance(one, xla.Reference) for one in call.candidates)
+    if others or length == 0:
         return False
-    return bool(config.jax_disable_jit) or bool(
-        traced_step(call.cell, next(iter(inputs)))[-1]
-    )
+    effects = traced_step(call.cell, inputs[0])[-1]
+    return bool(config.jax_disable_jit) or bool(effects)
 
 
 def _run_in_blocks(

@@ -8,10 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.numerics import accumulation_dtype
-from lstm_jax.recurrence.contract import TAPE_UNITS, Inputs, Saved, Tape, has_controls
+from lstm_jax.recurrence.contract import (
+    TAPE_UNITS,
+    Inputs,
+    Saved,
+    Tape,
+    bits_of,
+    has_controls,
+)
 from lstm_jax.types import Array, LSTMState
-
-_BITS = {2: jnp.uint16, 4: jnp.uint32}
 
 
 def pack(inputs: Inputs, saved: Saved) -> Tape:
@@ -22,8 +27,8 @@ def pack(inputs: Inputs, saved: Saved) -> Tape:
     gates = _padded(pre.reshape(*pre.shape[:-1], 4, units).astype(dtype), units)
     gates = gates.reshape(*gates.shape[:-2], math.prod(gates.shape[-2:]))
     return Tape(
-        lax.bitcast_convert_type(gates, _BITS[dtype.itemsize]),
-        lax.bitcast_convert_type(_padded(c, units), jnp.uint32),
+        lax.bitcast_convert_type(gates, bits_of(dtype)),
+        lax.bitcast_convert_type(_padded(c, units), bits_of(c.dtype)),
         h if has_controls(inputs) else None,
     )
 
@@ -35,7 +40,7 @@ def unpack(inputs: Inputs, tape: Tape, hidden: Array | None, reverse: bool) -> S
     gates = lax.bitcast_convert_type(tape.gates, dtype)
     gates = gates.reshape(*gates.shape[:-1], 4, gates.shape[-1] // 4)[..., :units]
     pre = gates.reshape(*gates.shape[:-2], 4 * units).astype(accumulation_dtype(dtype))
-    cells = lax.bitcast_convert_type(tape.cells, jnp.float32)[..., :units]
+    cells = lax.bitcast_convert_type(tape.cells, c.dtype)[..., :units]
     entering = tape.entering
     if hidden is not None:
         first = jnp.expand_dims(h, 0)

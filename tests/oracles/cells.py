@@ -1,11 +1,9 @@
 """Every other cell as a float64 NumPy step, from its paper's equations.
 
-Imports nothing of the project. A state is a dict of arrays of one row. Gradients are
-central differences of the loop, entry by entry, so they depend on nothing but the
-equations either.
+Imports nothing of the project. Parameters and a state are dicts of arrays, the state's
+of one row; what is one array has the name "". Derivatives are central differences of
+the loop, so they depend on nothing but the equations either.
 """
-
-import itertools
 
 import numpy as np
 
@@ -109,7 +107,7 @@ def slstm_step(p, s, x, *, exponential=False):
 
 
 def convolve(x, kernel, strides, dilation, padding):
-    """A convolution as TensorFlow and Keras pad it, place by place and tap by tap."""
+    """A convolution as TensorFlow and Keras pad it, tap by tap."""
     axes = len(strides)
     sizes, spans = x.shape[:axes], []
     for k, d in zip(kernel.shape[:axes], dilation, strict=True):
@@ -127,13 +125,12 @@ def convolve(x, kernel, strides, dilation, padding):
             for n, s, span in zip(sizes, strides, spans, strict=True)
         ]
     y = np.zeros((*outs, kernel.shape[-1]))
-    for place in np.ndindex(*outs):
-        for tap in np.ndindex(*kernel.shape[:axes]):
-            at = tuple(
-                q * s + k * d
-                for q, s, k, d in zip(place, strides, tap, dilation, strict=True)
-            )
-            y[place] += x[at] @ kernel[tap]
+    for tap in np.ndindex(*kernel.shape[:axes]):
+        seen = tuple(
+            slice(k * d, k * d + (out - 1) * s + 1, s)
+            for k, d, s, out in zip(tap, dilation, strides, outs, strict=True)
+        )
+        y += x[seen] @ kernel[tap]
     return y
 
 
@@ -152,60 +149,83 @@ def conv_step(p, s, x, *, strides, dilation, padding, gate=sigmoid):
     return {"h": h, "c": c}, h
 
 
+def gru_step(p, s, x):
+    """Cho et al. 2014 as cuDNN has it, without bias; the update gate is put out too."""
+    (xr, xu, xn), (hr, hu, hn) = np.split(x @ p["w"], 3), np.split(s["h"] @ p["u"], 3)
+    n = np.tanh(xn + sigmoid(xr + hr) * hn)
+    u = sigmoid(xu + hu)
+    h = (1 - u) * n + u * s["h"]
+    return {"h": h}, {"out": h, "gate": u}
+
+
+def leaky_step(p, s, x):
+    """Half of the state, and half of what an Elman network makes of it."""
+    new = np.tanh(x @ p["w"] + s[""] @ p["r"])
+    return {"": (s[""] + new) / 2}, new
+
+
+def zoneout_step(step, rate_h, rate_c, p, s, x):
+    """Another step with zoneout in the mean (Krueger et al. 2017), without a key."""
+    after, y = step(p, s, x)
+    h = rate_h * s["h"] + (1 - rate_h) * after["h"]
+    c = rate_c * s["c"] + (1 - rate_c) * after["c"]
+    return after | {"h": h, "c": c}, h if rate_h else y
+
+
 def run_row(step, p, xs, state, length, mask, reset, reset_state, reverse):
-    """One row over time; returns the last state and the outputs, 0 where not valid."""
-    ys = None
-    steps = range(length)
+    """One row over time: the last state, and ``(state, y)`` of each valid step."""
+    steps, valid = range(length), {}
     for t in reversed(steps) if reverse else steps:
         boundary = (t + 1 < length and reset[t + 1]) if reverse else reset[t]
         if boundary:
             state = reset_state
-        before = state
-        after, y = step(p, state, xs[t])
-        if ys is None:
-            ys = np.zeros((len(xs), *y.shape))
         if mask[t]:
-            state, ys[t] = after, y
-        else:
-            state = before
-    return state, ys
+            state, y = step(p, state, xs[t])
+            valid[t] = state, y if isinstance(y, dict) else {"": y}
+    return state, valid
 
 
-def run(step, p, xs, state, reset_state, controls, reverse, y_shape):
-    """A batch, row by row; as :func:`run_row`, with a leading axis."""
+def run(step, p, xs, state, reset_state, controls, reverse):
+    """A batch, row by row.
+
+    Returns:
+        ``(last, ys, states)``, each a dict of arrays; 0 where not valid.
+    """
     B, T = xs.shape[:2]
     pick = lambda tree, n: {name: value[n] for name, value in tree.items()}
     lengths = controls.get("lengths", np.full(B, T))
     mask = controls.get("mask", np.ones((B, T), bool))
     reset = controls.get("reset", np.zeros((B, T), bool))
-    lasts, outs = [], []
+    last = {name: np.zeros_like(value) for name, value in state.items()}
+    states = {name: np.zeros((B, T, *v.shape[1:])) for name, v in state.items()}
+    _, y = step(p, pick(state, 0), xs[0, 0])
+    one = y if isinstance(y, dict) else {"": y}
+    ys = {name: np.zeros((B, T, *value.shape)) for name, value in one.items()}
     for n in range(B):
-        last, ys = run_row(
-            step,
-            p,
-            xs[n],
-            pick(state, n),
-            int(lengths[n]),
-            mask[n],
-            reset[n],
-            pick(reset_state, n),
-            reverse,
-        )
-        lasts.append(last)
-        outs.append(np.zeros((T, *y_shape)) if ys is None else ys)
-    return {name: np.stack([s[name] for s in lasts]) for name in state}, np.stack(outs)
+        starts = pick(state, n), int(lengths[n]), mask[n], reset[n]
+        after, valid = run_row(step, p, xs[n], *starts, pick(reset_state, n), reverse)
+        for name in last:
+            last[name][n] = after[name]
+        for t, pair in valid.items():
+            for whole, one in zip((states, ys), pair, strict=True):
+                for name in whole:
+                    whole[name][n, t] = one[name]
+    return last, ys, states
 
 
-def gradients(function, arguments):
-    """The gradient of a scalar function of a dict of arrays, entry by entry."""
-    grads = {}
-    for name, value in arguments.items():
-        grads[name] = np.zeros_like(value)
-        for index in itertools.product(*map(range, value.shape)):
-            kept, sides = value[index], []
-            for sign in (1, -1):
-                value[index] = kept + sign * DIFFERENCE
-                sides.append(function(arguments))
-            value[index] = kept
-            grads[name][index] = (sides[0] - sides[1]) / (2 * DIFFERENCE)
-    return grads
+def difference(function, arguments, direction):
+    """The derivative of a function of a dict of arrays, by central differences.
+
+    Args:
+        function: returns a dict of arrays.
+        arguments: what it is differentiated at.
+        direction: a dict of some of them: along what.
+    """
+    sides = []
+    for sign in (1, -1):
+        moved = {n: arguments[n] + sign * DIFFERENCE * d for n, d in direction.items()}
+        sides.append(function(arguments | moved))
+    return {
+        name: (value - sides[1][name]) / (2 * DIFFERENCE)
+        for name, value in sides[0].items()
+    }

@@ -47,7 +47,7 @@ def forward_row(p, xs, h, c, length, mask, reset, reset_h, reset_c, reverse):
     return ys, cs, h, c, tape
 
 
-def backward_row(p, xs, tape, d_ys, d_h, d_c, grads):
+def backward_row(p, xs, tape, d_ys, d_cs, d_h, d_c, grads):
     """The gradient of one row; adds to ``grads`` and returns those of xs and state."""
     W, R, P = p["kernel"], p["recurrent_kernel"], p["projection_kernel"]
     d_xs = np.zeros_like(xs)
@@ -58,7 +58,7 @@ def backward_row(p, xs, tape, d_ys, d_h, d_c, grads):
             d_h, d_c = np.zeros_like(d_h), np.zeros_like(d_c)
             continue
         t, h, c, i, f, g, o, new_c, m = record
-        d_h = d_h + d_ys[t]
+        d_h, d_c = d_h + d_ys[t], d_c + d_cs[t]
         d_m = d_h
         if P is not None:
             grads["projection_kernel"] += np.outer(m, d_h)
@@ -117,8 +117,13 @@ class Layer:
         ys, cs, last_h, last_c, self.tapes = zip(*rows, strict=True)
         return np.stack(ys), np.stack(cs), np.stack(last_h), np.stack(last_c)
 
-    def backward(self, d_ys, d_h, d_c):
-        """Gradients of all parameters, xs, h, c and the reset state, as a dict."""
+    def backward(self, d_ys, d_h, d_c, d_cs=None):
+        """Gradients of all parameters, xs, h, c and the reset state, as a dict.
+
+        ``d_cs`` are cotangents of c after every step.
+        """
+        if d_cs is None:
+            d_cs = np.zeros((*d_ys.shape[:2], d_c.shape[-1]))
         total = {
             name: None if value is None else np.zeros_like(value)
             for name, value in self.params.items()
@@ -127,9 +132,8 @@ class Layer:
         for n, tape in enumerate(self.tapes):
             total["reset_h"] = np.zeros_like(d_h[n])
             total["reset_c"] = np.zeros_like(d_c[n])
-            row = backward_row(
-                self.params, self.xs[n], tape, d_ys[n], d_h[n], d_c[n], total
-            )
+            d_row = d_ys[n], d_cs[n], d_h[n], d_c[n]
+            row = backward_row(self.params, self.xs[n], tape, *d_row, total)
             for name, value in zip(("xs", "h", "c"), row, strict=True):
                 rows[name].append(value)
             rows["reset_h"].append(total.pop("reset_h"))

@@ -1,0 +1,136 @@
+"""Values and gradients, against loops that know nothing of the library."""
+
+import functools
+import zlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+import lstm_jax as lj
+from tests.common import (
+    TOLERANCE,
+    assert_close,
+    quick_jit,
+    random_controls,
+    random_like,
+)
+from tests.contract import truth
+from tests.contract.cases import ALL, contract, is_standard
+from tests.oracles import cells
+
+
+class Case(NamedTuple):
+    """One call: what is given, what the loss is of, what it is differentiated by."""
+
+    batch: int
+    length: int
+    controls: tuple = ()
+    reverse: bool = False
+    states: bool = False
+    loss: str = "all"
+    by: tuple = (0, 1, 2, 3)
+
+
+# The reference takes about eight steps at once where nothing is differentiated.
+CASES = {
+    "T17": Case(3, 17, ALL),
+    "T9_reverse_ys": Case(3, 9, ALL, reverse=True, loss="ys"),
+    "T8_lengths_last_h": Case(2, 8, ("lengths",), loss="first"),
+    "T7_mask_reverse_last_c": Case(2, 7, ("mask",), reverse=True, loss="last"),
+    "T7_reset_states": Case(3, 7, ("reset",), states=True),
+    "T2_reverse_states": Case(2, 2, ALL, reverse=True, states=True, loss="ys"),
+    "T2_start_is_fixed": Case(1, 2, loss="ys", by=(0, 1)),
+    "T1": Case(1, 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@contract(every_cell=True)
+def test_values_and_gradients_agree_with_the_loop(subject, case):
+    cell, dtype = subject.cell, subject.dtype
+    args = subject.arguments((case.batch,), case.length)
+    controls = random_controls(4, (case.batch,), case.length, case.controls)
+    run = functools.partial(named_outputs, subject, case, controls)
+    shapes = jax.eval_shape(run, *args)
+    keys = of_loss(case.loss, list(shapes))
+    cotangents = random_like(5, {key: shapes[key] for key in keys})
+    plain, out, grads = values_and_gradients(run, args, case.by, cotangents)
+
+    loop = functools.partial(truth.outputs, cell, controls, case.reverse)
+    arguments = truth.flat(args)
+    expected = {key: value for key, value in loop(arguments).items() if key in shapes}
+    # Without a derivative another loop runs.
+    assert_close(plain, expected, dtype)
+    assert_close(out, {key: expected[key] for key in keys}, dtype)
+    if is_standard(subject):
+        by_hand = truth.gradients_by_hand(args, controls, case.reverse, cotangents)
+        for key in by_hand.keys() & grads.keys():
+            assert_close(grads[key], by_hand[key], dtype, str(key))
+    for key, grad in grads.items():
+        check_along_a_line(loop, arguments, key, grad, cotangents, dtype)
+
+
+def named_outputs(subject, case, controls, params, xs, state, reset_state):
+    scan = lj.scan_states if case.states else lj.scan
+    last, ys = scan(
+        subject.cell,
+        params,
+        xs,
+        state,
+        **controls,
+        reset_state=reset_state if "reset" in controls else None,
+        reverse=case.reverse,
+        implementation=subject.implementation,
+    )
+    kind = "states" if case.states else "ys"
+    return truth.named("last", last) | truth.named(kind, ys)
+
+
+def of_loss(loss, keys):
+    """Which outputs a loss is of."""
+    last = [key for key in keys if key[0] == "last"]
+    others = [key for key in keys if key[0] != "last"]
+    return {"all": keys, "ys": others, "first": last[:1], "last": last[-1:]}[loss]
+
+
+def values_and_gradients(run, args, by, cotangents):
+    """All outputs, those of the loss again where it is differentiated, gradients."""
+
+    @quick_jit
+    def program(args, cotangents):
+        def some_outputs(*moving):
+            moved = list(args)
+            for n, value in zip(by, moving, strict=True):
+                moved[n] = value
+            out = run(*moved)
+            return {key: out[key] for key in cotangents}
+
+        out, pull = jax.vjp(some_outputs, *(args[n] for n in by))
+        return run(*args), out, pull(cotangents)
+
+    plain, out, grads = program(args, cotangents)
+    pairs = [(truth.KINDS[n], grad) for n, grad in zip(by, grads, strict=True)]
+    named = [truth.named(*pair) for pair in pairs]
+    return plain, out, functools.reduce(dict.__or__, named)
+
+
+def check_along_a_line(loop, arguments, key, grad, cotangents, dtype):
+    """The gradient by one array, against how the loss changes along a random line."""
+    seed = zlib.crc32(str(key).encode())
+    line = np.random.default_rng(seed).standard_normal(arguments[key].shape)
+    moved = cells.difference(loop, arguments, {key: line})
+    expected = sum(
+        np.vdot(np.asarray(d, np.float64), moved[name])
+        for name, d in cotangents.items()
+    )
+    grad = np.asarray(grad, np.float64)
+    assert np.isfinite(grad).all(), key
+    # As if each entry were off by the tolerance of the largest, beside the rounding of
+    # the differences.
+    scale = TOLERANCE[dtype] * np.abs(grad).max() * np.linalg.norm(line)
+    sizes = [np.abs(np.asarray(d, np.float64)).sum() for d in cotangents.values()]
+    noise = 1e-9 * sum(sizes)
+    error = abs(np.vdot(grad, line) - expected)
+    assert error <= scale + noise, f"{key}: {error:.2e} off, of {expected:.2e}"
