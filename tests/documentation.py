@@ -1,4 +1,4 @@
-"""The programs of README.md and docs/, as a reader would type them."""
+"""The pages of the documentation: programs, as a reader would type them, and links."""
 
 import ast
 import io
@@ -9,7 +9,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 }
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PEER = re.compile(r"^\s*(import|from) .*\b(torch|keras)\b", re.MULTILINE)
@@ -22,6 +22,28 @@ def blocks(page):
         (text.count("\n", 0, match.start(1)), match.group(1))
         for match in _BLOCK.finditer(text)
     ]
+
+
+def broken_links(page):
+    """The links of a page that lead to no file or heading of the project."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page].read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (PAGES[page].parent / name).resolve() if name else PAGES[page]
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            broken.append(link)
+    return broken
+
+
+def _anchors(path):
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
 
 
 def needs_peers(code):

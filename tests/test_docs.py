@@ -19,6 +19,11 @@ def test_the_programs_of_a_page_run(page, tmp_path, monkeypatch):
     documentation.run(page)
 
 
+@pytest.mark.parametrize("page", documentation.PAGES)
+def test_links_lead_somewhere(page):
+    assert not documentation.broken_links(page)
+
+
 def test_a_value_that_is_not_so_is_found(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("```python\nx = 1\nx + 1  # 2\n# 4\nx  # one\nx + 2  # 4\n```\n")
