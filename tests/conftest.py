@@ -31,7 +31,7 @@ def pytest_addoption(parser):
         "--contract",
         choices=("sample", "all"),
         default="sample",
-        help="how much runs of tests/contract, and of what else compiles much: a sample "
+        help="how much runs of tests/contract and of what compiles much: a sample "
         "that has every cell, implementation, dtype and check, or every combination",
     )
 
