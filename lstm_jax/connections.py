@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import sequence
+from lstm_jax import meshes, sequence
 from lstm_jax.cells.base import as_cell, compute_dtype, step
 from lstm_jax.cells.regularized import inverted_dropout
 from lstm_jax.checks import arrays, options
 from lstm_jax.numerics import where_rows
-from lstm_jax.recurrence import loop, meshes
+from lstm_jax.recurrence import loop
 from lstm_jax.types import Array, Directions, LSTMState, Options
 
 MERGES = {
@@ -170,13 +170,20 @@ def _layer(model, cell, params, xs, state, given):
 def take_step(model, params, state, x, reset):
     """One step through a stack, on checked arguments."""
 
-    def run(index, cell, x):
-        one, before = params[index].forward, state[index].forward
-        if reset is not None:
-            dtype = compute_dtype(cell, x.dtype)
-            start = cell.initial_state(one, reset.shape, dtype)
-            before = where_rows(reset, start, before)
-        after, y = step(cell, one, before, x)
-        return Directions(after), y
+    def whole(params, state, x, reset):
+        run = functools.partial(_layer_step, params, state, reset)
+        return through_layers(model, x, run)
 
-    return through_layers(model, x, run)
+    batch = 0, x.ndim - arrays.input_ndim(as_cell(model.cells[0]))
+    return meshes.automatic(whole, (params, state, x, reset), x, batch, (0, 0))
+
+
+def _layer_step(params, state, reset, index, cell, x):
+    """One step of one layer."""
+    one, before = params[index].forward, state[index].forward
+    if reset is not None:
+        dtype = compute_dtype(cell, x.dtype)
+        start = cell.initial_state(one, reset.shape, dtype)
+        before = where_rows(reset, start, before)
+    after, y = step(cell, one, before, x)
+    return Directions(after), y

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax import meshes
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype
 from lstm_jax.cells.lstm_cell import LSTMCell
 from lstm_jax.checks import arrays, options, trees
-from lstm_jax.recurrence import choice, loop, meshes
+from lstm_jax.recurrence import choice, loop
 from lstm_jax.types import Array, LSTMParams, LSTMState, Options, PyTree
 
 
@@ -304,7 +305,8 @@ def prepare(
         trees.conform_state,
         cell,
         params=params,
-        batch_shape=batch_shape,
+        xs=xs,
+        batch=(int(given.time_major), len(batch_shape)),
         dtype=xs.dtype,
         length=length,
     )

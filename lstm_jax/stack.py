@@ -135,7 +135,8 @@ class Layers(Description):
         xs, batch_shape, length = arrays.check_sequence(first, xs, time_major)
         sequence.check_length(given, length)
         given = arrays.take_controls(batch_shape, length, given)
-        state = self._conform_state(params, state, batch_shape, xs.dtype, length)
+        batch = int(time_major), len(batch_shape)
+        state = self._conform_state(params, state, xs, batch, length)
         permitted = choice.permitted(implementation)
         for cell in map(as_cell, self.cells):
             dtype = compute_dtype(cell, xs.dtype)
@@ -182,7 +183,7 @@ class Layers(Description):
             )
         params = self.check_params(params)
         x, batch_shape = arrays.check_step_input(as_cell(self.cells[0]), x)
-        state = self._conform_state(params, state, batch_shape, x.dtype)
+        state = self._conform_state(params, state, x, (0, len(batch_shape)))
         if reset is not None:
             reset = arrays.take_array("reset", reset, jnp.bool_)
             arrays.check_shape("reset", "[*batch]", batch_shape, reset)
@@ -298,10 +299,11 @@ class Layers(Description):
         self,
         params: Params,
         state: State | None,
-        batch_shape: tuple[int, ...],
-        dtype: Any,
+        xs: Array,
+        batch: tuple[int, int],
         length: int | None = None,
     ) -> State:
+        dtype = xs.dtype
         cells = [as_cell(cell) for cell in self.cells]
         if state is not None:
             trees.check_layers("state", cells, state, self.bidirectional)
@@ -316,7 +318,8 @@ class Layers(Description):
                             f"state[{index}].{Directions._fields[direction]}",
                             None if state is None else state[index][direction],
                             params[index][direction],
-                            batch_shape,
+                            xs,
+                            batch,
                             dtype,
                             length,
                         )

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax import sequence
+from lstm_jax import meshes, sequence
 from lstm_jax.cells.base import Cell, cast_params, compute_dtype
 from lstm_jax.checks import options
 from lstm_jax.numerics import accumulation_dtype, zero_where_not
-from lstm_jax.recurrence import loop, meshes
+from lstm_jax.recurrence import loop
 from lstm_jax.recurrence.newton import method as newton
 from lstm_jax.recurrence.newton.method import Controls, Layout, Problem, Steps
 from lstm_jax.recurrence.newton.method import Options as NewtonOptions

@@ -12,7 +12,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_PEER = re.compile(r"^\s*(import|from) (torch|keras)\b", re.MULTILINE)
+_PEER = re.compile(r"^\s*(import|from) .*\b(torch|keras)\b", re.MULTILINE)
 
 
 def blocks(page):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax import meshes
 from lstm_jax.checks import arrays, trees
 from lstm_jax.descriptions.base import Description
 from lstm_jax.numerics import as_last_axes
@@ -146,7 +147,8 @@ class Cell(Description):
         """
         params = trees.check_params(self, params)
         x, batch_shape = arrays.check_step_input(self, x)
-        state = trees.conform_state(self, "state", state, params, batch_shape, x.dtype)
+        batch = 0, len(batch_shape)
+        state = trees.conform_state(self, "state", state, params, x, batch, x.dtype)
         return _step(self.for_program(), params, state, x)
 
 
@@ -261,4 +263,8 @@ def step(cell: Cell, params: PyTree, state: PyTree, x: Array) -> tuple[PyTree, P
     return cell.update(params, state, z, cell.recur(params, state))
 
 
-_step = functools.partial(jax.jit, static_argnames="cell")(step)
+@functools.partial(jax.jit, static_argnames="cell")
+def _step(cell, params, state, x):
+    batch = 0, x.ndim - arrays.input_ndim(cell)
+    one = functools.partial(step, cell)
+    return meshes.automatic(one, (params, state, x), x, batch, (0, 0))

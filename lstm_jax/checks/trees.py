@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax import meshes
 from lstm_jax.checks.arrays import (
     BATCH_AND_TIME,
     batch_letters,
@@ -129,18 +130,29 @@ def conform_state(
     name: str,
     state: Any,
     params: Any,
-    batch_shape: tuple[int, ...],
+    xs: Any,
+    batch: tuple[int, int],
     dtype: Any,
     length: int | None = None,
 ) -> Any:
     """Checks a state, the cell's own start if None, and casts it to the steps' dtypes.
 
-    ``params`` hold what the cell has learned to start from; ``length`` is T, where
-    there is a time axis to mistake for the batch.
+    Args:
+        cell: the cell.
+        name: of the argument.
+        state: the state, or None.
+        params: they hold what the cell has learned to start from.
+        xs: the inputs, of one step or of a sequence.
+        batch: where the batch axes of ``xs`` begin, and how many there are.
+        dtype: of the inputs of this cell.
+        length: T, where there is a time axis to mistake for the batch.
     """
+    start, count = batch
+    batch_shape = xs.shape[start : start + count]
     dtype = jnp.dtype(dtype if cell.dtype is None else cell.dtype)
     if state is None:
-        return cell.initial_state(params, batch_shape, dtype)
+        made = lambda params: (cell.initial_state(params, batch_shape, dtype),)
+        return meshes.automatic(made, (params,), xs, batch, (0,))[0]
     template = state_template(cell, batch_shape, dtype)
     if hasattr(template, "_fields") and type(state) is not type(template):
         expected = type(template).__name__

@@ -154,16 +154,21 @@ class Target:
 
     Attributes:
         platform: such as "cpu", "cuda" or "tpu"; None where it is not known.
-        partitioned: whether XLA may cut its arrays over several devices.
+        devices: how many XLA may cut its arrays over.
         exporting: whether it is to run where this package is not.
         partly_manual: whether it is cut by hand over some axes of a mesh, by XLA over
             others.
     """
 
     platform: str | None = None
-    partitioned: bool = False
+    devices: int = 1
     exporting: bool = False
     partly_manual: bool = False
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether XLA may cut its arrays over several devices."""
+        return self.devices > 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.base import Cell, cast_params, compute_dtype
+from lstm_jax.meshes import vary_alike
 from lstm_jax.numerics import zero_where_not
 from lstm_jax.recurrence import choice, plain, primitive, xla
 from lstm_jax.recurrence.blocks import scan_blocks
 from lstm_jax.recurrence.contract import Call, Implementation, Inputs, traced_step
-from lstm_jax.recurrence.meshes import vary_alike
 from lstm_jax.types import Array, Options, PyTree, config
 
 

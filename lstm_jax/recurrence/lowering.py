@@ -44,10 +44,18 @@ def _lower(kind, platform, context, *args, call, levels, **params):
         return result
 
     function = mapped(levels, one, one_by_one=chosen.native and not plainly)
+    module = context.module_context
+    if chosen.native and target.partitioned:
+        # custom_partitioning wants devices and looks at their number alone. JAX says
+        # which they are only where a whole program keeps to one mesh.
+        devices = tuple(jax.devices(target.platform)[: target.devices])
+        axes = mlir.ShardingContext(target.devices, devices)
+        module = module.replace(axis_context=axes)
     # Types say here what each device holds, and nothing of meshes.
     avals = [core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        return mlir.lower_fun(function)(context.replace(avals_in=avals), *args)
+        context = context.replace(avals_in=avals, module_context=module)
+        return mlir.lower_fun(function)(context, *args)
 
 
 def _target(platform: str | None, module: Any) -> Target:
@@ -55,13 +63,14 @@ def _target(platform: str | None, module: Any) -> Target:
     if platform is None:
         platform = module.platforms[0]
     axes = module.axis_context
-    partitioned = partly_manual = False
+    devices, partly_manual = 1, False
     if isinstance(axes, mlir.ShardingContext):
-        partitioned = axes.num_devices > 1
+        devices = axes.num_devices
     elif isinstance(axes, mlir.SPMDAxisContext):
-        partly_manual = partitioned = set(axes.manual_axes) != set(axes.mesh.axis_names)
+        partly_manual = set(axes.manual_axes) != set(axes.mesh.axis_names)
+        devices = axes.mesh.size if partly_manual else 1
     exporting = bool(module.lowering_parameters.for_export)
-    return Target(platform, partitioned, exporting, partly_manual)
+    return Target(platform, devices, exporting, partly_manual)
 
 
 def choose(candidates: tuple[Implementation, ...], target: Target) -> Implementation:
@@ -93,4 +102,8 @@ def cannot(implementation: Implementation, target: Target) -> str | None:
         )
     if implementation.native and target.partly_manual:
         return "can't run under shard_map over some axes of a mesh but not all"
+    if implementation.native and target.partitioned:
+        here = len(jax.devices(target.platform))
+        if here < target.devices:
+            return f"runs on the {here} devices of this process, not {target.devices}"
     return None

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax._src import checkify, dispatch  # no public name
+from jax._src import checkify  # no public name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
@@ -327,5 +327,3 @@ def _make_family(prefix: str) -> _Family:
 
 _PLAIN = _make_family("")
 _NATIVE = _make_family("_native")
-# Compiled code is cut over devices by custom_partitioning, which has to know the mesh.
-dispatch.prim_requires_devices_during_lowering.update((_NATIVE.run, _NATIVE.pullback))

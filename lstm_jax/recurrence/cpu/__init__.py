@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.meshes import per_shard
 from lstm_jax.recurrence.contract import (
     Call,
     Implementation,
@@ -23,7 +24,6 @@ from lstm_jax.recurrence.contract import (
     output_axes,
 )
 from lstm_jax.recurrence.cpu import calls, library
-from lstm_jax.recurrence.meshes import per_shard
 from lstm_jax.types import Array
 
 _DTYPES = (jnp.float32, jnp.bfloat16)

@@ -1,0 +1,209 @@
+"""Arrays over several devices: run by shard, typed, or by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+from jax._src.lib import xla_client  # pyright: ignore  # no public name
+from jax._src.sharding_impls import GSPMDSharding  # no public name
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lstm_jax.types import Array, PyTree
+
+
+def per_shard(
+    function: Callable[..., list[Array]],
+    args: Sequence[Array],
+    in_axes: Sequence[int | None],
+    out_axes: Sequence[int | None],
+    batch_ndim: int,
+) -> list[Array]:
+    """Calls a function that XLA cuts along the batch: each device runs its own rows.
+
+    Args:
+        function: takes and returns arrays, of any batch.
+        args: its arguments.
+        in_axes: for each argument where its batch axes begin; None for one without.
+        out_axes: the same for each result; None for a sum over the rows, which is
+            summed over the devices too.
+        batch_ndim: how many batch axes there are.
+    """
+
+    def infer(_, arg_shapes, result_shapes):
+        cut = _cut_of(arg_shapes, in_axes, batch_ndim)
+        return cut.shardings(result_shapes, out_axes)
+
+    def partition(_, arg_shapes, result_shapes):
+        cut = _cut_of(arg_shapes, in_axes, batch_ndim)
+        meeting = cut.blocks.reshape(-1, cut.blocks.shape[-1]).T.tolist()
+
+        def local(*args):
+            return [
+                lax.psum(out, "devices", axis_index_groups=meeting)
+                if axis is None and len(meeting[0]) > 1
+                else out
+                for out, axis in zip(function(*args), out_axes, strict=True)
+            ]
+
+        mesh = Mesh(np.array(cut.devices), ("devices",))
+        ins = tuple(cut.shardings(arg_shapes, in_axes))
+        return mesh, local, cut.shardings(result_shapes, out_axes), ins
+
+    shapes = jax.eval_shape(function, *args)
+    partitioned = custom_partitioning(lambda *args: list(function(*args)))
+    partitioned.def_partition(
+        partition,
+        infer_sharding_from_operands=infer,
+        decode_shardings=False,
+        sharding_rule=_rule(args, in_axes, shapes, out_axes, batch_ndim),
+    )
+    return list(partitioned(*args))
+
+
+class _Cut(NamedTuple):
+    """How a batch is cut, said without a mesh: a program may have several.
+
+    Attributes:
+        devices: all of them; only their number counts.
+        blocks: their numbers, ``[*parts of the batch, those that hold the same rows]``.
+    """
+
+    devices: tuple
+    blocks: np.ndarray
+
+    def shardings(self, shapes: Any, axes: Sequence[int | None]) -> list[Any]:
+        """Shardings of arrays whose batch axes begin at ``axes``; None: not cut."""
+        return [
+            GSPMDSharding(self.devices, self._sharding(len(shape.shape), axis))
+            for shape, axis in zip(shapes, axes, strict=True)
+        ]
+
+    def _sharding(self, ndim: int, axis: int | None) -> Any:
+        *parts, copies = self.blocks.shape
+        sharding = xla_client.OpSharding()
+        if axis is None or copies == self.blocks.size:
+            sharding.type = xla_client.OpSharding.Type.REPLICATED
+            return sharding
+        dims = [1] * ndim
+        dims[axis : axis + len(parts)] = parts
+        sharding.type = xla_client.OpSharding.Type.OTHER
+        sharding.tile_assignment_dimensions = [*dims, copies]
+        sharding.tile_assignment_devices = self.blocks.reshape(-1).tolist()
+        sharding.replicate_on_last_tile_dim = True
+        return sharding
+
+
+def _cut_of(shapes: Any, axes: Sequence[int | None], batch_ndim: int) -> _Cut:
+    """How the arguments are cut, as the one cut most says; some may not know yet."""
+    pairs = zip(shapes, axes, strict=True)
+    known = [pair for pair in pairs if pair[0].sharding is not None]
+    devices = tuple(known[0][0].sharding.device_set)
+    whole = np.arange(len(devices)).reshape(*[1] * batch_ndim, -1)
+    every = [_blocks(*pair, whole) for pair in known if pair[1] is not None]
+    return _Cut(devices, min([whole, *every], key=lambda blocks: blocks.shape[-1]))
+
+
+def _blocks(shape: Any, axis: Any, whole: np.ndarray) -> np.ndarray:
+    """Of one argument, see :class:`_Cut`; ``whole`` where it is not cut."""
+    hlo = shape.sharding._to_xla_hlo_sharding(len(shape.shape))
+    if hlo.is_replicated():
+        return whole
+    parts = hlo.tile_assignment_dimensions()
+    devices = np.reshape(hlo.tile_assignment_devices(), parts)
+    # An axis that does not divide is not cut: what makes its parts equal are rows of
+    # anything, which would be summed into gradients.
+    batch = range(axis, axis + whole.ndim - 1)
+    even = [n for n in batch if not shape.shape[n] % parts[n]]
+    devices = np.moveaxis(devices, even, range(len(even)))
+    return devices.reshape(*(parts[n] if n in even else 1 for n in batch), -1)
+
+
+def _rule(args, in_axes, results, out_axes, batch_ndim: int) -> str:
+    """The rule by which XLA spreads a sharding: along the batch, and along no other."""
+    count = 0
+
+    def factors(array, axis):
+        nonlocal count
+        names = []
+        for n in range(array.ndim):
+            if axis is not None and axis <= n < axis + batch_ndim:
+                names.append(f"b{n - axis}")
+            else:
+                names.append(f"x{count}")
+                count += 1
+        return " ".join(names)
+
+    ins = [factors(*pair) for pair in zip(args, in_axes, strict=True)]
+    outs = [factors(*pair) for pair in zip(results, out_axes, strict=True)]
+    return f"{', '.join(ins)} -> {', '.join(outs)}"
+
+
+def vary_alike(tree: PyTree) -> PyTree:
+    """Lets every leaf vary over the axes of ``shard_map`` that any of them varies over.
+
+    A loop's carry and a kernel's operands must be of one kind; the transpose of this
+    sums the gradients of what did not vary.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    varying = lambda leaf: jax.typeof(leaf).manual_axis_type.varying
+    axes = frozenset().union(*map(varying, jax.tree.leaves(tree)))
+
+    def vary(leaf):
+        missing = tuple(sorted(axes - varying(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, tree)
+
+
+def started(
+    start: Callable[[PyTree], PyTree], params: PyTree, xs: Array, batch: tuple[int, int]
+) -> PyTree:
+    """Calls what makes a state of parameters, so that it is sharded as ``xs`` is.
+
+    See :func:`automatic`.
+    """
+    return automatic(lambda params: (start(params),), (params,), xs, batch, (0,))[0]
+
+
+def automatic(
+    function: Callable, args: tuple, xs: Array, batch: tuple[int, int], outs: tuple
+) -> Any:
+    """Calls a function whose batch may have an explicit sharding.
+
+    Inside, XLA spreads the sharding by itself; what comes back has it again.
+
+    Args:
+        function: the function.
+        args: its arguments.
+        xs: the one that says how the batch is sharded.
+        batch: where the batch axes of ``xs`` begin, and how many there are.
+        outs: for each part of the result where its batch axes begin; None for a part
+            without.
+
+    Raises:
+        ValueError: if ``xs`` is sharded over another axis than those of the batch.
+    """
+    sharding = jax.typeof(xs).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(*args)
+    start, stop = batch[0], sum(batch)
+    spec = (*sharding.spec, *(None for _ in range(xs.ndim - len(sharding.spec))))
+    if any(part is not None for part in (*spec[:start], *spec[stop:])):
+        raise ValueError(
+            "xs: expected a sharding of batch axes alone, since steps follow each "
+            f"other and products need all features, got {sharding.spec} for "
+            f"{list(xs.shape)}. jax.sharding.reshard changes it."
+        )
+    specs = [
+        P() if axis is None else P(*(None for _ in range(axis)), *spec[start:stop])
+        for axis in outs
+    ]
+    shardings = tuple(NamedSharding(sharding.mesh, one) for one in specs)
+    return jax.sharding.auto_axes(function, out_sharding=shardings)(*args)
