@@ -69,6 +69,12 @@ class Subject(NamedTuple):
         run = functools.partial(self.scan, **controls, **options)
         return run, self.arguments(batch_shape, length)
 
+    @property
+    def noise(self):
+        """What turns the noise of a cell on that has some."""
+        noisy = as_cell(self.cell).noisy
+        return {"key": jax.random.key(7)} if noisy else {}
+
     def loss(self, run, args):
         """A scalar that every output takes part in."""
         weights = random_like(8, jax.eval_shape(run, *args))

@@ -37,7 +37,7 @@ def with_rows(condition, values, leaf):
 @contract()
 def test_padding_reaches_no_output_and_no_gradient(subject):
     """Not what stands in it, nor its tangents, nor cotangents of its outputs."""
-    run, args = subject.case((B,), T, ("lengths", "mask", "reset"))
+    run, args = subject.case((B,), T, **subject.noise)
     controls = run.keywords
     within = np.arange(T) < np.asarray(controls["lengths"])[:, None]
     padding = ~(within & controls["mask"])

@@ -24,7 +24,7 @@ def scaled(tree, factor):
 
 @contract()
 def test_remat_and_checkpointing_change_nothing(subject):
-    run, args = subject.case((B,), T)
+    run, args = subject.case((B,), T, **subject.noise)
     cotangents = random_like(5, jax.eval_shape(run, *args))
 
     @quick_jit
@@ -135,7 +135,7 @@ def test_jacfwd_agrees_with_grad(subject):
 @contract()
 def test_vmap_agrees_with_one_after_the_other(subject):
     """Over rows, over weights, over both; inside grad, around it, and nested."""
-    run, args = subject.case((B,), T)
+    run, args = subject.case((B,), T, **subject.noise)
     many = [scaled(args, factor) for factor in (1, 0.5, -1)]
     if hasattr(args[2], "n"):  # an sLSTM's normaliser is never negative
         many[2] = (*many[2][:2], *args[2:])

@@ -5,16 +5,22 @@ import zlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lstm_jax as lj
+from lstm_jax.cells.base import as_cell
 from tests.common import (
     TOLERANCE,
     assert_close,
     quick_jit,
     random_controls,
+    random_inputs,
     random_like,
+    random_params,
+    random_state,
+    value_and_pullback,
 )
 from tests.contract import truth
 from tests.contract.cases import ALL, contract, is_standard
@@ -134,3 +140,34 @@ def check_along_a_line(loop, arguments, key, grad, cotangents, dtype):
     noise = 1e-9 * sum(sizes)
     error = abs(np.vdot(grad, line) - expected)
     assert error <= scale + noise, f"{key}: {error:.2e} off, of {expected:.2e}"
+
+
+@contract(lambda subject: hasattr(as_cell(subject.cell), "output_size"))
+def test_both_directions_of_a_layer_are_each_alone(subject):
+    """One call runs both; the gradients of what they share are added."""
+    cell, both = subject.cell, range(2)
+    model = lj.Stack((cell,), bidirectional=True)
+    params = lj.Directions(*(random_params(cell, n, subject.dtype) for n in both))
+    state = lj.Directions(*(random_state(cell, n, (3,), subject.dtype) for n in both))
+    xs = random_inputs(cell, 2, (3,), 5, subject.dtype)
+    controls = random_controls(3, (3,), 5, ALL)
+    options = dict(controls, implementation=subject.implementation)
+
+    def together(params, xs, state):
+        after, ys = model.apply((params,), xs, (state,), **options)
+        return after[0], ys
+
+    def apart(params, xs, state):
+        results = [
+            lj.scan(cell, params[n], xs, state[n], reverse=n == 1, **options)
+            for n in both
+        ]
+        states, ys = zip(*results, strict=True)
+        return lj.Directions(*states), jnp.concatenate(ys, -1)
+
+    args = params, xs, state
+    cotangents = random_like(4, jax.eval_shape(together, *args))
+    actual, expected = (
+        value_and_pullback(run, args, cotangents) for run in (together, apart)
+    )
+    assert_close(actual, expected, subject.dtype)
