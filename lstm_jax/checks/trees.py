@@ -152,6 +152,10 @@ def conform_state(
     dtype = jnp.dtype(dtype if cell.dtype is None else cell.dtype)
     if state is None:
         made = lambda params: (cell.initial_state(params, batch_shape, dtype),)
+        steps = jax.tree.structure(cell.params_of_steps(params))
+        if steps == jax.tree.structure(params) or not isinstance(xs, jax.core.Tracer):
+            return made(params)[0]
+        # What was learned is made where the rows are: its gradient comes from there.
         return meshes.automatic(made, (params,), xs, batch, (0,))[0]
     template = state_template(cell, batch_shape, dtype)
     if hasattr(template, "_fields") and type(state) is not type(template):
