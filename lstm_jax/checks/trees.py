@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import core
 
 from lstm_jax import meshes
 from lstm_jax.checks.arrays import (
@@ -153,7 +154,7 @@ def conform_state(
     if state is None:
         made = lambda params: (cell.initial_state(params, batch_shape, dtype),)
         steps = jax.tree.structure(cell.params_of_steps(params))
-        if steps == jax.tree.structure(params) or not isinstance(xs, jax.core.Tracer):
+        if steps == jax.tree.structure(params) or not isinstance(xs, core.Tracer):
             return made(params)[0]
         # What was learned is made where the rows are: its gradient comes from there.
         return meshes.automatic(made, (params,), xs, batch, (0,))[0]
