@@ -39,8 +39,15 @@ def assert_close(actual, expected, dtype="float32", name=""):
 
 def normal(seed, shape, dtype="float32", scale=1.0):
     """Random values, made by NumPy so that every library can be given the same."""
-    values = np.random.default_rng(seed).standard_normal(shape) * scale
+    values = np.random.default_rng(_flat(seed)).standard_normal(shape) * scale
     return jnp.asarray(values, dtype)
+
+
+def _flat(seed):
+    """A seed of numbers in lists as one list."""
+    if not isinstance(seed, (list, tuple)):
+        return [seed]
+    return [number for part in seed for number in _flat(part)]
 
 
 def random_params(cell, seed, dtype="float32"):
@@ -84,7 +91,7 @@ def quick_jit(function):
 
 def random_controls(seed, batch_shape, length, names):
     """Random lengths (0 and T among them where there is room), masks and resets."""
-    rng = np.random.default_rng([seed, 7])
+    rng = np.random.default_rng(_flat([seed, 7]))
     controls = {}
     if "lengths" in names:
         lengths = rng.integers(0, length + 1, batch_shape)
