@@ -9,15 +9,13 @@ import pytest
 # One in how many examples of a test is run where the suite is sampled, by module: those
 # that compile a program for each of many.
 SAMPLED = {
-    "test_cells": 3,
     "test_cpu": 2,
     "test_export": 2,
     "test_kernels_nonfinite": 3,
-    "test_oracle_agreement": 3,
     "test_parallel": 2,
     "test_regularization": 2,
     "test_sharding": 4,
-    "test_transforms": 2,
+    "test_sharding_uses": 2,
 }
 
 jax.config.update("jax_num_cpu_devices", 4)

@@ -1,6 +1,4 @@
-"""The contract: what scan does works on every cell, and each cell is its paper's."""
-
-import functools
+"""What each cell promises beside its equations, which tests/contract holds."""
 
 import jax
 import jax.numpy as jnp
@@ -13,117 +11,19 @@ from tests.common import (
     cell_cases,
     normal,
     oracle_step,
-    quick_jit,
     random_controls,
     random_inputs,
-    random_like,
     random_params,
     random_state,
-    standard_cases,
-    value_and_pullback,
 )
 from tests.oracles import cells as oracle
 
 CELLS = cell_cases()
 B, T = 3, 5
-ALL = ("lengths", "mask", "reset")
-EVERY_CELL = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-DIRECTIONS = pytest.mark.parametrize(
-    "reverse", [False, True], ids=["forward", "reverse"]
-)
-
-
-def state_of(cell, seed):
-    """A state that a cell could be in: an sLSTM's normaliser is never negative."""
-    state = random_state(cell, seed, (B,))
-    if hasattr(state, "n"):
-        state = state._replace(n=jnp.abs(state.n) + 0.1)
-    return state
 
 
 def case(cell):
-    args = (
-        random_params(cell, 0),
-        random_inputs(cell, 1, (B,), T),
-        state_of(cell, 2),
-        state_of(cell, 3),
-    )
-    return args, random_controls(4, (B,), T, ALL)
-
-
-def scanned(cell, controls, params, xs, state, reset_state, **options):
-    return lj.scan(
-        cell, params, xs, state, reset_state=reset_state, **controls, **options
-    )
-
-
-def by_hand(cell, controls, reverse, params, xs, state, reset_state):
-    """The same as a plain loop over the protocol, differentiated by JAX alone."""
-    within = np.arange(T) < np.asarray(controls["lengths"])[:, None]
-    valid, reset = within & controls["mask"], within & controls["reset"]
-    if reverse:
-        reset = np.concatenate([reset[:, 1:], np.zeros((B, 1), bool)], 1)
-
-    def rows(condition, a, b):
-        axes = lambda x: condition.reshape(B, *[1] * (x.ndim - 1))
-        return jax.tree.map(lambda x, y: jnp.where(axes(x), x, y), a, b)
-
-    def step(state, inputs):
-        x, ok, new = inputs
-        state = rows(new, reset_state, state)
-        z = cell.project(params, rows(ok, x, jnp.zeros_like(x)))
-        after, y = cell.update(params, state, z, cell.recur(params, state))
-        return rows(ok, after, state), rows(ok, y, jnp.zeros_like(y))
-
-    steps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), (xs, valid, reset))
-    state, ys = jax.lax.scan(step, state, steps, reverse=reverse)
-    return state, jnp.moveaxis(ys, 0, 1)
-
-
-@EVERY_CELL
-@DIRECTIONS
-def test_scan_agrees_with_the_loop(cell, reverse):
-    args, controls = case(cell)
-    plain = functools.partial(by_hand, cell, controls, reverse)
-    cotangents = random_like(5, jax.eval_shape(plain, *args))
-    expected = value_and_pullback(plain, args, cotangents)
-    every = "sqrt" if reverse else None
-    options = dict(reverse=reverse, checkpoint_every=every)
-    run = functools.partial(scanned, cell, controls, **options)
-    assert_close(value_and_pullback(run, args, cotangents), expected)
-    if not reverse:
-        # The loop without a derivative is another one.
-        assert_close(run(*args), expected[0])
-
-
-@EVERY_CELL
-def test_transforms_agree(cell):
-    """Vmap of vjp is vjp one by one, and jvp its transpose."""
-    args, controls = case(cell)
-    run = functools.partial(scanned, cell, controls)
-
-    def vjp(args, cotangents):
-        out, pull = jax.vjp(run, *args)
-        return out, pull(cotangents)
-
-    other = jax.tree.map(lambda leaf: leaf * 0.5, args)
-    stack = lambda *trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    cotangents = [random_like(n, jax.eval_shape(run, *args)) for n in (7, 8)]
-    one = quick_jit(vjp)
-    each = [one(a, d) for a, d in zip((args, other), cotangents, strict=True)]
-    both = quick_jit(jax.vmap(vjp))(stack(args, other), stack(*cotangents))
-    assert_close(both, stack(*each))
-
-    tangents = random_like(6, args)
-    out, d_out = quick_jit(lambda a, d: jax.jvp(run, a, d))(args, tangents)
-    assert_close(out, each[0][0])
-    inner = lambda a, b: sum(
-        np.vdot(np.asarray(x, np.float64), np.asarray(y, np.float64))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-    size = np.sqrt(inner(cotangents[0], cotangents[0]) * inner(d_out, d_out))
-    error = abs(inner(cotangents[0], d_out) - inner(each[0][1], tangents))
-    assert error < 1e-5 * size
+    return random_params(cell, 0), random_inputs(cell, 1, (B,), T)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +31,8 @@ def test_transforms_agree(cell):
 )
 def test_one_step_and_states_agree_with_scan(name):
     cell = CELLS[name]
-    args, _ = case(cell)
-    params, xs, state, _ = args
+    params, xs = case(cell)
+    state = random_state(cell, 2, (B,))
     _, states = lj.scan_states(cell, params, xs, state)
     for t in range(2):
         state, y = cell(params, state, xs[:, t])
@@ -142,20 +42,13 @@ def test_one_step_and_states_agree_with_scan(name):
 
 @pytest.mark.parametrize("name", ["FGR", "norm_ba", "heads", "slstm", "conv2d"])
 def test_half_precision_keeps_the_state_wide(name):
-    (params, xs, _, _), controls = case(CELLS[name])
+    params, xs = case(CELLS[name])
+    controls = random_controls(4, (B,), T, ("lengths", "mask", "reset"))
     state, ys = lj.scan(CELLS[name], params, xs.astype(jnp.bfloat16), **controls)
     assert ys.dtype == state.h.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in state[1:])
     expected, _ = lj.scan(CELLS[name], params, xs, **controls)
     assert np.abs(np.asarray(state.h, np.float32) - expected.h).max() < 0.1
-
-
-# Those of the standard cells are in test_oracle_agreement.py, by hand.
-WITH_ORACLE = {
-    name: cell
-    for name, cell in CELLS.items()
-    if name not in standard_cases() and not isinstance(cell, lj.Regularized)
-}
 
 
 def as_float64(tree):
@@ -198,7 +91,7 @@ def test_slstm_does_not_depend_on_how_it_is_stabilised():
     """h is the same whatever m is carried, if c and n are scaled to match."""
     cell = lj.SLSTMCell(3, 4)
     params, xs = random_params(cell, 0), normal(1, (B, T, 3))
-    state = state_of(cell, 2)
+    state = random_state(cell, 2, (B,))
     shifted = state._replace(
         m=state.m + 2, c=state.c * np.exp(-2), n=state.n * np.exp(-2)
     )
@@ -273,6 +166,44 @@ BAD = {
 def test_cell_refuses_bad_options(options, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         lj.LSTMCell(3, 5, **options)
+
+
+WRONG_TYPES = {
+    "use_bias": ("no", "use_bias: expected True or False, got 'no' of type str"),
+    "peephole": (1, "peephole: expected True or False, got 1 of type int"),
+    "forget_bias": ("one", "forget_bias: expected a number, got 'one'"),
+    "dtype": ("nonsense", "dtype: expected a floating dtype such as .*'?nonsense"),
+    "param_dtype": (jnp.int32, "param_dtype: expected a floating dtype"),
+    "kernel_init": (
+        jax.nn.initializers.he_normal,
+        r"jax.nn.initializers.he_normal, which makes one. Call it: kernel_init=he_norm",
+    ),
+    "recurrent_init": (
+        jax.nn.initializers.orthogonal,
+        r"recurrent_init: expected an initializer, got .*orthogonal\(\)",
+    ),
+    "bias_init": ("zeros", "bias_init: expected a function such as .*, got 'zeros'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+@pytest.mark.parametrize("make", [lj.LSTMCell, lj.LSTM], ids=["cell", "layers"])
+def test_options_of_a_wrong_type_are_refused(make, name):
+    value, message = WRONG_TYPES[name]
+    with pytest.raises(TypeError, match=message):
+        make(3, 5, **{name: value})
+
+
+def test_flags_of_stacks_and_numbers_that_are_none_are_refused():
+    for name in ("bidirectional", "residual", "skip"):
+        with pytest.raises(TypeError, match=f"{name}: expected True or False, got 1"):
+            lj.LSTM(3, 5, **{name: 1})
+    with pytest.raises(TypeError, match="bidirectional: expected True or False"):
+        lj.Stack((lj.LSTMCell(3, 5),), bidirectional="yes")
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="forget_bias: expected a finite number"):
+            lj.LSTMCell(3, 5, forget_bias=value)
+    assert lj.LSTMCell(3, 5, use_bias=np.False_) == lj.LSTMCell(3, 5, use_bias=False)
 
 
 def test_other_cells_refuse_bad_options():

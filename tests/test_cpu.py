@@ -12,7 +12,6 @@ from lstm_jax.recurrence.cpu import library
 from tests.common import (
     assert_close,
     normal,
-    quick_jit,
     random_controls,
     random_like,
     random_params,
@@ -183,25 +182,6 @@ def test_calls_at_once_finish_and_agree():
     for ys in results:
         for a, b in zip(ys, results[0], strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def test_hessian_agrees_both_ways_with_the_reference():
-    cell = lj.LSTMCell(2, 3, proj_size=2)
-    controls = random_controls(3, (2,), 5, ALL)
-    params, xs = random_params(cell, 0), normal(1, (2, 5, 2))
-
-    def gradient(implementation):
-        def loss(xs):
-            (h, c), ys = lj.scan(
-                cell, params, xs, **controls, implementation=implementation
-            )
-            return jnp.sum(jnp.sin(ys)) + jnp.vdot(h, h) + jnp.vdot(c, c)
-
-        return jax.grad(loss)
-
-    expected = quick_jit(jax.jacfwd(gradient("xla")))(xs)
-    for outer in (jax.jacfwd, jax.jacrev):
-        assert_close(quick_jit(outer(gradient("cpu")))(xs), expected)
 
 
 DIRECTIONS = {

@@ -1,7 +1,6 @@
 """A cell in parallel over time: the values, gradients and transforms of scan."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.flatten_util
@@ -14,9 +13,11 @@ from jax.sharding import PartitionSpec as P
 import lstm_jax as lj
 from lstm_jax.time_parallel import METHODS
 from tests.common import (
+    GRUCell,
     assert_close,
     cell_cases,
     normal,
+    quick_jit,
     random_controls,
     random_inputs,
     random_like,
@@ -24,17 +25,12 @@ from tests.common import (
     random_state,
     value_and_pullback,
 )
-from tests.test_sequence import GRUCell
 
 CELL = lj.LSTMCell(2, 3)
 B, T = 3, 6
 ALL = ("lengths", "mask", "reset")
 # A linear rate ends where the change is small: the error may still be larger than it.
 OPTIONS = {"quasi-deer": {"tolerance": 1e-6}, "quasi-elk": {"tolerance": 1e-6}}
-# Compiling is most of what these tests take, and half of that is optimising.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 every_method = pytest.mark.parametrize("method", METHODS)
 
 

@@ -188,42 +188,6 @@ def test_any_batch_axes_agree_row_by_row(batch_shape, time_major, reverse):
         assert_close((pick(last), ys[index]), (one_last, one_ys))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_no_steps_give_the_state_back(reverse):
-    state, ys = lj.scan(CELL, PARAMS, XS[:, :0], STATE, reverse=reverse)
-    equal(state, STATE)
-    assert ys.shape == (B, 0, 5)
-
-
-@DIRECTIONS
-@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-def test_scan_states_agrees_with_scan(cell, reverse):
-    params, xs = random_params(cell, 0), normal(1, (B, T, cell.input_size))
-    controls = random_controls(2, (B,), T, ("lengths", "mask"))
-    last, states = lj.scan_states(cell, params, xs, **controls, reverse=reverse)
-    expected, ys = lj.scan(cell, params, xs, **controls, reverse=reverse)
-    assert_close((last, states.h), (expected, ys))
-    plain_last, plain = lj.scan_states(cell, params, xs, reverse=reverse)
-    end = 0 if reverse else -1
-    equal(jax.tree.map(lambda leaf: leaf[:, end], plain), plain_last)
-
-    def loss(params, run):
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(run(params)))
-
-    def loop(params):
-        state, states = cell.zero_state((B,)), []
-        for t in range(T):
-            state, _ = cell(params, state, xs[:, t])
-            states.append(state)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *states)
-
-    if not reverse:
-        assert_close(
-            jax.grad(loss)(params, lambda p: lj.scan_states(cell, p, xs)[1]),
-            jax.grad(loss)(params, loop),
-        )
-
-
 def test_numpy_arguments_agree():
     arrays = jax.tree.map(np.asarray, (PARAMS, XS, STATE))
     equal(lj.scan(CELL, *arrays), lj.scan(CELL, PARAMS, XS, STATE))
@@ -245,68 +209,6 @@ def test_compute_dtype_follows_the_inputs_or_the_cell():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
 
 
-@dataclasses.dataclass(frozen=True)
-class GRUCell:
-    """A cell that is not ours: two pre-activations, a dict of params and of outputs."""
-
-    size: int
-
-    def init(self, key):
-        keys = jax.random.split(key, 2)
-        shape = (self.size, 3 * self.size)
-        return {
-            n: jax.random.normal(k, shape) * 0.5
-            for n, k in zip("wu", keys, strict=True)
-        }
-
-    def zero_state(self, batch_shape=(), dtype=jnp.float32):
-        return {"h": jnp.zeros((*batch_shape, self.size), dtype)}
-
-    def project(self, params, xs):
-        return xs @ params["w"]
-
-    def recur(self, params, state):
-        return state["h"] @ params["u"]
-
-    def update(self, params, state, z, r):
-        (zr, zu, zn), (rr, ru, rn) = jnp.split(z, 3, -1), jnp.split(r, 3, -1)
-        n = jnp.tanh(zn + jax.nn.sigmoid(zr + rr) * rn)
-        u = jax.nn.sigmoid(zu + ru)
-        h = (1 - u) * n + u * state["h"]
-        return {"h": h}, {"out": h, "gate": u}
-
-
-@DIRECTIONS
-@pytest.mark.parametrize("every", [None, 3])
-def test_any_cell_of_the_protocol_runs(reverse, every):
-    cell = GRUCell(4)
-    params, xs = cell.init(jax.random.key(0)), normal(1, (B, T, 4))
-    lengths = jnp.array([0, 5, T])
-
-    def loop(params, xs):
-        state, outs = cell.zero_state((B,)), [None] * T
-        for t in reversed(range(T)) if reverse else range(T):
-            new, out = cell.update(
-                params, state, cell.project(params, xs[:, t]), cell.recur(params, state)
-            )
-            valid = (t < lengths)[:, None]
-            state = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, state)
-            outs[t] = jax.tree.map(lambda a: jnp.where(valid, a, 0), out)
-        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *outs)
-
-    def run(params, xs):
-        return lj.scan(
-            cell, params, xs, lengths=lengths, reverse=reverse, checkpoint_every=every
-        )
-
-    expected, pull = jax.vjp(loop, params, xs)
-    actual, our_pull = jax.vjp(run, params, xs)
-    assert_close(run(params, xs), expected)
-    assert_close(actual, expected)
-    cotangents = random_like(7, expected)
-    assert_close(our_pull(cotangents), pull(cotangents))
-
-
 def temporary_bytes(length, **options):
     cell = lj.LSTMCell(64, 64)
     params = cell.init(jax.random.key(0))
@@ -325,18 +227,6 @@ def test_checkpointing_bounds_the_memory_of_a_gradient():
     # Inputs and outputs alone are 51 MB here.
     assert temporary_bytes(100_000, checkpoint_every=316) < 100e6
     assert temporary_bytes(100_000) > 150e6
-
-
-def test_program_does_not_grow_with_time():
-    cell = lj.LSTMCell(4, 4)
-    params = cell.init(jax.random.key(0))
-
-    def lines(length):
-        xs = jax.ShapeDtypeStruct((2, length, 4), jnp.float32)
-        grad = jax.jit(jax.grad(lambda p, x: lj.scan(cell, p, x)[1].sum()))
-        return len(grad.lower(params, xs).as_text().splitlines())
-
-    assert lines(100_000) == lines(1_000)
 
 
 def test_implementations_are_named_and_resolved():

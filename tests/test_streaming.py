@@ -11,13 +11,13 @@ import pytest
 
 import lstm_jax as lj
 from tests.common import (
+    GRUCell,
     assert_close,
     normal,
     random_controls,
     random_like,
     random_params,
 )
-from tests.test_sequence import GRUCell
 from tests.test_transforms import compilations
 
 T = 16
