@@ -28,6 +28,7 @@ MERGES = {
 
 def check_options(model: Any) -> None:
     """Checks the options of a stack, and that its layers fit on top of each other."""
+    options.check_flags(model)
     options.check_choice("merge", model.merge, tuple(MERGES))
     options.check_rate("dropout", model.dropout)
     if model.dropout and len(model.cells) == 1:

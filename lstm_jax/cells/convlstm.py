@@ -110,7 +110,7 @@ class ConvLSTMCell(LearnedStart):
     def __post_init__(self) -> None:
         """Checks the options and makes each size a tuple, one for each spatial axis."""
         self._normalise()
-        options.check_sizes(self)
+        options.check_cell(self)
         options.check_choice("padding", self.padding, ("same", "valid"))
         axes = options.check_spatial_shape("input_shape", self.input_shape)
         object.__setattr__(self, "input_shape", tuple(self.input_shape))

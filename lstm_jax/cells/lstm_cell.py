@@ -132,7 +132,7 @@ class LSTMCell(LearnedStart):
     def __post_init__(self) -> None:
         """Checks the options."""
         self._normalise()
-        options.check_sizes(self)
+        options.check_cell(self)
         options.check_heads(self.num_heads, hidden_size=self.hidden_size)
         options.check_heads(self.num_heads, proj_size=self.output_size)
         variants.check_options(self)

@@ -119,7 +119,7 @@ class SLSTMCell(LearnedStart):
     def __post_init__(self) -> None:
         """Checks the options."""
         self._normalise()
-        options.check_sizes(self)
+        options.check_cell(self)
         options.check_heads(self.num_heads, hidden_size=self.hidden_size)
         options.check_choice(
             "forget_gate", self.forget_gate, ("sigmoid", "exponential")

@@ -6,14 +6,32 @@ wrong, what was expected, what came, and where it helps the likely mistake.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.nn import initializers
+
+# Those that are initializers themselves. All others of JAX return one.
+_INITIALIZERS = (initializers.zeros, initializers.ones)
 
 
-def check_sizes(cell: Any) -> None:
-    """Checks the sizes and dtypes of a cell."""
+def check_flags(description: Any) -> None:
+    """Checks that what is on or off is a bool: any word would be true."""
+    for field in dataclasses.fields(description):
+        value = getattr(description, field.name)
+        if field.type in ("bool", bool) and not isinstance(value, bool):
+            raise TypeError(
+                f"{field.name}: expected True or False, got {value!r} of type "
+                f"{type(value).__name__}."
+            )
+
+
+def check_cell(cell: Any) -> None:
+    """Checks the flags, sizes, dtypes and initializers of a cell."""
+    check_flags(cell)
     for name in ("input_size", "hidden_size", "proj_size", "num_heads"):
         size = getattr(cell, name, None)
         if size is not None:
@@ -26,8 +44,33 @@ def check_sizes(cell: Any) -> None:
         )
     for name in ("dtype", "param_dtype"):
         dtype = getattr(cell, name)
-        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"{name}: expected a floating dtype, got {dtype}.")
+        if dtype is not None and not _is_floating(dtype):
+            raise TypeError(
+                f"{name}: expected a floating dtype such as jnp.bfloat16, got {dtype}."
+            )
+    check_finite("forget_bias", getattr(cell, "forget_bias", 0.0))
+    for field in dataclasses.fields(cell):
+        value = getattr(cell, field.name)
+        if field.name.endswith("_init") and (value, field.default) != (None, None):
+            check_initializer(field.name, value)
+
+
+def _is_floating(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:  # It names no dtype.
+        return False
+
+
+def check_initializer(name: str, value: Any) -> None:
+    """Checks that an option is an initializer, and not what makes one."""
+    check_callable(name, value, "jax.nn.initializers.he_normal()")
+    for factory, made in vars(initializers).items():
+        if value is made and value not in _INITIALIZERS:
+            raise TypeError(
+                f"{name}: expected an initializer, got jax.nn.initializers.{factory}, "
+                f"which makes one. Call it: {name}={factory}()."
+            )
 
 
 def check_heads(num_heads: int, **sizes: int) -> None:
@@ -81,15 +124,32 @@ def check_limit(name: str, value: Any) -> None:
     """Checks that an option is a positive number, or None for no limit."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(
-        value, (int, float, np.integer, np.floating)
-    ):
+    if not _is_number(value):
         raise TypeError(
             f"{name}: expected a number or None, got {value!r} of type "
             f"{type(value).__name__}."
         )
     if not value > 0:
         raise ValueError(f"{name}: expected a limit above 0, got {value}.")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Checks that an option is a finite number."""
+    _check_number(name, value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}.")
+
+
+def _is_number(value: Any) -> bool:
+    kinds = (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not _is_number(value):
+        raise TypeError(
+            f"{name}: expected a number, got {value!r} of type {type(value).__name__}."
+        )
 
 
 def check_positive(name: str, size: Any) -> None:
@@ -104,12 +164,7 @@ def check_positive(name: str, size: Any) -> None:
 
 def check_rate(name: str, rate: float) -> None:
     """Checks the rate of a dropout."""
-    if isinstance(rate, bool) or not isinstance(
-        rate, (int, float, np.integer, np.floating)
-    ):
-        raise TypeError(
-            f"{name}: expected a number, got {rate!r} of type {type(rate).__name__}."
-        )
+    _check_number(name, rate)
     if not 0 <= rate < 1:
         raise ValueError(f"{name}: expected a rate in [0, 1), got {rate}.")
 
