@@ -75,7 +75,17 @@ def test_values_and_gradients_agree_with_the_loop(subject, case):
         for key in by_hand.keys() & grads.keys():
             assert_close(grads[key], by_hand[key], dtype, str(key))
     for key, grad in grads.items():
-        check_along_a_line(loop, arguments, key, grad, cotangents, dtype)
+        largest = largest_beside(key, grads)
+        check_along_a_line(loop, arguments, key, grad, cotangents, dtype, largest)
+
+
+def largest_beside(key, grads):
+    """The size of a gradient: of h and c, which enter the same sums, that of both."""
+    kind, _ = key
+    beside = [grads[key]]
+    if kind in ("state", "reset_state"):
+        beside = [grad for other, grad in grads.items() if other[0] == kind]
+    return max(np.abs(np.asarray(grad, np.float64)).max() for grad in beside)
 
 
 def named_outputs(subject, case, controls, params, xs, state, reset_state):
@@ -122,7 +132,7 @@ def values_and_gradients(run, args, by, cotangents):
     return plain, out, functools.reduce(dict.__or__, named)
 
 
-def check_along_a_line(loop, arguments, key, grad, cotangents, dtype):
+def check_along_a_line(loop, arguments, key, grad, cotangents, dtype, largest):
     """The gradient by one array, against how the loss changes along a random line."""
     seed = zlib.crc32(str(key).encode())
     line = np.random.default_rng(seed).standard_normal(arguments[key].shape)
@@ -135,7 +145,7 @@ def check_along_a_line(loop, arguments, key, grad, cotangents, dtype):
     assert np.isfinite(grad).all(), key
     # As if each entry were off by the tolerance of the largest, beside the rounding of
     # the differences.
-    scale = TOLERANCE[dtype] * np.abs(grad).max() * np.linalg.norm(line)
+    scale = TOLERANCE[dtype] * largest * np.linalg.norm(line)
     sizes = [np.abs(np.asarray(d, np.float64)).sum() for d in cotangents.values()]
     noise = 1e-9 * sum(sizes)
     error = abs(np.vdot(grad, line) - expected)

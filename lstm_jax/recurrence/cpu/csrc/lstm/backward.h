@@ -137,7 +137,7 @@ class Backward {
       const int64_t time = steps_.Time(n);
       const int64_t start = (time - times.begin) * s_.rows;
       if (s_.projected) Unproject(time, start, rows);
-      Gates(n, start, rows, {0, blocks_});
+      for (int64_t block = 0; block < blocks_; ++block) Gates(n, start, rows, block);
       Recur(time, start, rows, {0, output_panels_});
     }
   }
@@ -152,7 +152,10 @@ class Backward {
       const int64_t start = (time - times.begin) * s_.rows;
       for (const Piece& piece : mine) {
         const Range panels = piece.blocks;
-        Gates(n, start, piece.rows, {2 * panels.begin, Min(2 * panels.end, blocks_)});
+        const int64_t end = Min(2 * panels.end, blocks_);
+        for (int64_t block = 2 * panels.begin; block < end; ++block) {
+          Gates(n, start, piece.rows, block);
+        }
       }
       team.Barrier(rank);
       for (const Piece& piece : mine) Recur(time, start, piece.rows, piece.blocks);
@@ -189,34 +192,33 @@ class Backward {
 
   // dz and the gradient of c before step n, for one block of units. Row r of the step
   // is row start + r of the block of steps.
-  void Gates(int64_t n, int64_t start, Range rows, Range blocks) {
+  void Gates(int64_t n, int64_t start, Range rows, int64_t block) {
     const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const bool valid = steps_.Valid(time, row), reset = steps_.Reset(time, row);
-      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        float* carried = CellAt(dc_, s_.rows, block, row);
-        Vec dz[4] = {};
-        Vec m = {};
-        if (valid) {
-          const SavedStep t = residuals_.Read(time, block, row);
-          const Vec c = Tanh(t.c);
-          const Vec dm =
-              s_.projected ? TakeProjected(row, block) : TakeHidden(time, row, block);
-          Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
-          if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
-          dz[0] = dc * t.g * (t.i * (1.0f - t.i));
-          dz[1] = dc * Before(n, block, row) * (t.f * (1.0f - t.f));
-          dz[2] = dc * t.i * (1.0f - t.g * t.g);
-          dz[3] = dm * c * (t.o * (1.0f - t.o));
-          m = t.o * c;
-          Store(carried, dc * t.f);
-        }
-        for (int gate = 0; gate < 4; ++gate) {
-          float* to = BlockOfA<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
-          StoreA<Scalar>(to, dz[gate]);
-        }
-        StoreBlock(m_, start + row, s_.units, block, m);
-        if (reset) MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
+      float* carried = CellAt(dc_, s_.rows, block, row);
+      Vec dz[4] = {};
+      Vec m = {};
+      if (steps_.Valid(time, row)) {
+        const SavedStep t = residuals_.Read(time, block, row);
+        const Vec c = Tanh(t.c);
+        const Vec dm =
+            s_.projected ? TakeProjected(row, block) : TakeHidden(time, row, block);
+        Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
+        if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
+        dz[0] = dc * t.g * (t.i * (1.0f - t.i));
+        dz[1] = dc * Before(n, block, row) * (t.f * (1.0f - t.f));
+        dz[2] = dc * t.i * (1.0f - t.g * t.g);
+        dz[3] = dm * c * (t.o * (1.0f - t.o));
+        m = t.o * c;
+        Store(carried, dc * t.f);
+      }
+      for (int gate = 0; gate < 4; ++gate) {
+        float* to = BlockOfA<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
+        StoreA<Scalar>(to, dz[gate]);
+      }
+      StoreBlock(m_, start + row, s_.units, block, m);
+      if (steps_.Reset(time, row)) {
+        MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
       }
     }
   }

@@ -10,6 +10,7 @@
 #include "lstm/partition.h"
 #include "lstm/residuals.h"
 #include "lstm/steps.h"
+#include "memory/pages.h"
 #include "simd/activations.h"
 #include "threads/team.h"
 
@@ -136,10 +137,18 @@ class Forward {
                  z);
     // All gates are computed before any is used, so that the processor need not wait
     // for one of them.
+    const auto row_zero = [&](int64_t block) {
+      return z.At(-rows.begin, 2 * (block - blocks.begin)).data;
+    };
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      Activate(rows, block, z.At(0, 2 * (block - blocks.begin)).data);
+      Activate(rows, block, row_zero(block));
     }
-    Update(n, rows, blocks, z);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      Update(n, rows, block, row_zero(block));
+    }
+    if (residuals_ && blocks.end == blocks_) {
+      residuals_.FillUp(steps_.Time(n), blocks_, rows);
+    }
   }
 
   // z = bias + x * kernel, for some blocks of units, and rows from `first` on.
@@ -157,6 +166,7 @@ class Forward {
       const Range share = Part(times.size() * s_.rows, rank, team.size());
       PackRows(p_.xs + times.begin * s_.rows * s_.inputs, share.begin, share.end,
                s_.inputs, x_rows_, x_ + share.begin * kNr);
+      MakePages(times.begin * s_.rows + share.begin, times.begin * s_.rows + share.end);
       team.Barrier(rank);
       for (const Piece& piece : mine) ProjectPiece(times.size(), piece);
       for (int64_t n = first; n < last; ++n) {
@@ -168,6 +178,18 @@ class Forward {
         team.Barrier(rank);
       }
     }
+  }
+
+  // Of what is put out for rows [begin, end) of those of all steps. What enters a step
+  // is written by the step before.
+  void MakePages(int64_t begin, int64_t end) const {
+    const auto touch = [&](auto* to, int64_t columns) {
+      if (to) TouchPages(to + begin * columns, to + end * columns);
+    };
+    touch(p_.ys, s_.outputs);
+    touch(p_.cs, s_.units);
+    touch(p_.gates, 4 * PaddedUnits(s_.units));
+    touch(p_.cells, PaddedUnits(s_.units));
   }
 
   // The inputs of a block of steps, for some units and rows of each step.
@@ -182,39 +204,43 @@ class Forward {
 
   MatrixC<float> Z() const { return {z_, kNr, z_rows_ * kNr}; }
 
-  // The gates of one block of units, in place; `z` is the first row of its first panel.
+  // The gates of one block of units, in place; `z` is row 0 of its first panel.
   void Activate(Range rows, int64_t block, float* z) {
-    const auto load = [&](const float* from) __attribute__((always_inline)) {
-      return LiveBlock(Load(from), s_.units, block);
-    };
-    for (int64_t row = rows.begin; row < rows.end; ++row, z += kNr) {
-      float* candidate_output = z + z_rows_ * kNr;
-      Store(z, Sigmoid(load(z)));
-      Store(z + kWidth, Sigmoid(load(z + kWidth)));
-      Store(candidate_output, Tanh(load(candidate_output)));
-      Store(candidate_output + kWidth, Sigmoid(load(candidate_output + kWidth)));
+    const auto all = [](Vec v) { return v; };
+    const auto live = [&](Vec v) { return LiveBlock(v, s_.units, block); };
+    if ((block + 1) * kWidth <= s_.units) {
+      ActivateRows(rows, z, all);
+    } else {
+      ActivateRows(rows, z, live);
     }
   }
 
-  // The state of some blocks of units, from their gates. Row by row, as it is saved.
-  void Update(int64_t n, Range rows, Range blocks, MatrixC<float> z) {
+  template <class Live>
+  void ActivateRows(Range rows, float* z, const Live& live) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      float* input_forget = z + row * kNr;
+      float* candidate_output = input_forget + z_rows_ * kNr;
+      Store(input_forget, Sigmoid(live(Load(input_forget))));
+      Store(input_forget + kWidth, Sigmoid(live(Load(input_forget + kWidth))));
+      Store(candidate_output, Tanh(live(Load(candidate_output))));
+      Store(candidate_output + kWidth, Sigmoid(live(Load(candidate_output + kWidth))));
+    }
+  }
+
+  // The state of one block of units, from its gates.
+  void Update(int64_t n, Range rows, int64_t block, const float* z) {
     const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const bool valid = steps_.Valid(time, row);
-      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        if (valid) {
-          const float* at = z.At(row - rows.begin, 2 * (block - blocks.begin)).data;
-          UpdateBlock(n, row, block, at);
-        } else {
-          HoldBlock(n, row, block);
-        }
+      if (steps_.Valid(time, row)) {
+        UpdateBlock(n, row, block, z + row * kNr);
+      } else {
+        HoldBlock(n, row, block);
       }
-      if (residuals_ && blocks.end == blocks_) residuals_.FillUp(time, blocks_, row);
     }
   }
 
   // `z` are gates i and f; g and o are in the next panel.
-  void UpdateBlock(int64_t n, int64_t row, int64_t block, const float* z) {
+  LSTM_INLINE void UpdateBlock(int64_t n, int64_t row, int64_t block, const float* z) {
     const int64_t time = steps_.Time(n);
     const Vec i = Load(z);
     const Vec f = Load(z + kWidth);

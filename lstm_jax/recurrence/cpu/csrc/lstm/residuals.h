@@ -41,10 +41,12 @@ class Residuals {
     Store(AsFloats(CellAt(time, block, row)), c);
   }
 
-  // Zeros in what the last group of a row has beyond its blocks.
-  void FillUp(int64_t time, int64_t blocks, int64_t row) const {
+  // Zeros in what the last group of each row has beyond its blocks.
+  void FillUp(int64_t time, int64_t blocks, Range rows) const {
     for (int64_t block = blocks; block * kWidth < padded_; ++block) {
-      Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, Vec{}});
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, Vec{}});
+      }
     }
   }
 
