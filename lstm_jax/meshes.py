@@ -44,12 +44,14 @@ def per_shard(
         meeting = cut.blocks.reshape(-1, cut.blocks.shape[-1]).T.tolist()
 
         def local(*args):
-            return [
-                lax.psum(out, "devices", axis_index_groups=meeting)
-                if axis is None and len(meeting[0]) > 1
-                else out
-                for out, axis in zip(function(*args), out_axes, strict=True)
-            ]
+            # An explicit mesh of the caller's would stand in what sums are made of.
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                return [
+                    lax.psum(out, "devices", axis_index_groups=meeting)
+                    if axis is None and len(meeting[0]) > 1
+                    else out
+                    for out, axis in zip(function(*args), out_axes, strict=True)
+                ]
 
         mesh = Mesh(np.array(cut.devices), ("devices",))
         ins = tuple(cut.shardings(arg_shapes, in_axes))

@@ -167,6 +167,12 @@ REFUSED = {
         "lengths: expected values from 0 to T = 4, the steps of each row that are "
         "valid, got 4 to 5.",
     ),
+    "ignore_index": (
+        dict(ignore_index=-100),
+        TypeError,
+        "ignore_index: cross_entropy takes no such argument. A mask says what counts: "
+        "mask=targets != -100.",
+    ),
     "no time": (
         dict(logits=jnp.ones(3), targets=jnp.ones((), int), lengths=1),
         ValueError,

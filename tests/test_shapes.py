@@ -336,7 +336,7 @@ CASES = {
     "dtype is integer": (
         lambda: lj.LSTMCell(3, 4, dtype=jnp.int32),
         TypeError,
-        "dtype: expected a floating dtype, got int32.",
+        "dtype: expected a floating dtype such as jnp.bfloat16, got int32.",
     ),
 }
 

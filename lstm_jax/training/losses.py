@@ -12,11 +12,13 @@ import optax
 from jax import lax
 
 from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import slips
 from lstm_jax.checks.border import take
 from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.types import Array, Options
 
 
+@slips.explained
 def cross_entropy(
     logits: Array,
     targets: Array,
