@@ -14,6 +14,9 @@ export LSTM_JAX_WERROR := 1
 train: $(VENV)/package.stamp $(VENV)/examples.stamp
 	$(BIN)/python examples/char_lm.py
 
+# Most programs of tests run once: LLVM's optimizations would take a third of the time.
+# What XLA fuses and how it orders sums is the same without them.
+test: export XLA_FLAGS := --xla_backend_optimization_level=0 $(XLA_FLAGS)
 test: $(VENV)/package.stamp $(VENV)/tests.stamp
 	$(BIN)/python -m pytest -n 2 $(TESTS) --ignore=tests/peers $(PYTEST)
 

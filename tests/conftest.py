@@ -1,6 +1,7 @@
 """What every test runs under: strict promotion, four CPU devices."""
 
 import collections
+import itertools
 import zlib
 
 import jax
@@ -54,6 +55,15 @@ def pytest_collection_modifyitems(config, items):
         left_out |= {item for _, item in numbered[kept:]}
     config.hook.pytest_deselected(items=sorted(left_out, key=lambda i: i.nodeid))
     items[:] = [item for item in items if item not in left_out]
+
+
+_finished = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Lets go of compiled programs now and then: thousands of them take gigabytes."""
+    if next(_finished) % 200 == 0:
+        jax.clear_caches()
 
 
 def _module(item):
