@@ -16,6 +16,7 @@ from lstm_jax.cells.regularized import RATES, Regularized
 from lstm_jax.cells.slstm import SLSTMCell
 from lstm_jax.cells.variants import VARIANTS
 from lstm_jax.checks import options, slips
+from lstm_jax.descriptions.base import differs
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.stack import Params as Params
 from lstm_jax.stack import State as State
@@ -223,7 +224,7 @@ class LSTM(stack.Layers):
             if name in RATES:
                 options.check_rate(name, value)
                 rates[name] = value
-            elif name not in _OF_THE_STACK and value != field.default:
+            elif name not in _OF_THE_STACK and differs(value, field.default):
                 chosen[name] = value
         if index < self.num_layers - 1:
             rates["output_dropout"] = 0.0

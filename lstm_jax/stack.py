@@ -236,9 +236,7 @@ class Layers(Description):
             >>> model.last(state).shape
             (2, 10)
         """
-        cells = [as_cell(cell) for cell in self.cells]
-        trees.check_layers("state", cells, state, self.bidirectional)
-        return connections.last_output(self, state)
+        return connections.last_output(self, self._take_state(state))
 
     def bridge(self, state: State, merge: str = "concat") -> State:
         """Returns the state of one direction from that of two.
@@ -251,7 +249,8 @@ class Layers(Description):
                 "mean" keep it.
 
         Raises:
-            ValueError: if the model is one-directional, whose state needs no bridge.
+            ValueError: if the model is one-directional, whose state needs no bridge,
+                or the state is of another model.
             TypeError: if it is no state of a stack.
 
         Example:
@@ -270,9 +269,11 @@ class Layers(Description):
                 "bridge: expected a bidirectional model, got bidirectional=False. Its "
                 "state is one a decoder takes as it is."
             )
+        return connections.bridge(self._take_state(state), merge)
+
+    def _take_state(self, state: State) -> State:
         cells = [as_cell(cell) for cell in self.cells]
-        trees.check_layers("state", cells, state, self.bidirectional)
-        return connections.bridge(state, merge)
+        return trees.take_state(cells, state, self.bidirectional)
 
     def check_params(self, params: Params) -> Params:
         """Checks that ``params`` are this model's, and returns them as JAX's arrays.

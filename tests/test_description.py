@@ -166,3 +166,18 @@ def test_linen_and_nnx_modules_hold_descriptions():
     module = LSTM(3, 5, num_layers=2, rngs=nnx.Rngs(0))
     assert copy.deepcopy(module).model == module.model
     assert linen.LSTM(3, [4, 5]).model == lj.LSTM(3, (4, 5))
+
+
+def test_float64_is_not_the_default():
+    """NumPy holds that ``np.dtype("float64") == None``."""
+    for make in (lj.LSTMCell, lj.SLSTMCell, lj.LSTM):
+        wide, plain = make(3, 5, dtype="float64"), make(3, 5)
+        assert wide != plain and hash(wide) != hash(plain)
+        assert repr(wide) == f"{make.__name__}(3, 5, dtype='float64')"
+        assert lj.Stack((wide,)) != lj.Stack((plain,)) if make is not lj.LSTM else True
+    with jax.enable_x64(True):
+        for variant in (None, "CIFG", "sLSTM"):
+            model = lj.LSTM(3, 5, dtype="float64", variant=variant)
+            params = model.init(jax.random.key(0))
+            ys = model.apply(params, np.ones((2, 3, 3), np.float32))[1]
+            assert ys.dtype == model.cells[0].dtype == np.float64

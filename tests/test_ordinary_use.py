@@ -108,3 +108,29 @@ def test_an_ensemble_of_modules_has_masks_of_its_own():
     differences = noisy - quiet
     for one in range(4):
         assert np.abs(differences[one] - differences[one + 1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["last", "bridge"])
+def test_states_are_taken_and_checked_where_they_are_read(name):
+    model = lj.LSTM(3, 5, bidirectional=True)
+    state = jax.tree.map(np.array, random_like(1, model.zero_state((2,))))
+    read = getattr(model, name)
+    expected = jax.tree.map(np.array, read(state))
+    actual = read(state)
+    for leaf in jax.tree.leaves(state):
+        leaf[...] = 0
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    other = lj.LSTM(3, 9, bidirectional=True).zero_state((2,))
+    with pytest.raises(ValueError, match=r"state\[0\].forward.h: expected shape"):
+        read(other)
+    (layer,) = model.zero_state((4,))
+    uneven = (layer._replace(backward=model.zero_state((1,))[0].backward),)
+    with pytest.raises(ValueError, match=r"state\[0\].backward.h: expected shape"):
+        read(uneven)
+
+
+def test_blocks_of_a_number_of_numpys():
+    model = lj.LSTM(3, 5)
+    params = build(model)
+    actual = model.apply(params, XS, checkpoint_every=np.int64(5))
+    assert_close(actual, model.apply(params, XS))

@@ -7,6 +7,7 @@ wrong, what was expected in letters and numbers, what came, and the likely mista
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from lstm_jax.checks.arrays import (
     check_shape,
     take_array,
 )
+from lstm_jax.checks.border import take_leaves
 from lstm_jax.types import Directions, LSTMParams, LSTMState, PyTree, config
 
 _LAST_BATCH = (
@@ -158,6 +160,18 @@ def conform_state(
             return made(params)[0]
         # What was learned is made where the rows are: its gradient comes from there.
         return meshes.automatic(made, (params,), xs, batch, (0,))[0]
+    return check_state(cell, name, state, batch_shape, dtype, length)
+
+
+def check_state(
+    cell: Any,
+    name: str,
+    state: Any,
+    batch_shape: tuple[int, ...],
+    dtype: Any,
+    length: int | None = None,
+) -> Any:
+    """Checks a state, and casts it to what the steps in a dtype carry."""
     template = state_template(cell, batch_shape, dtype)
     if hasattr(template, "_fields") and type(state) is not type(template):
         expected = type(template).__name__
@@ -182,6 +196,26 @@ def conform_state(
         check_shape(f"{name}{field}", letters, leaf.shape, value, hint)
         leaves.append(value.astype(leaf.dtype))
     return structure.unflatten(leaves)
+
+
+def take_state(cells: Sequence[Any], state: Any, bidirectional: bool) -> Any:
+    """Checks a stack's state, of any batch, and returns it as JAX's arrays."""
+    check_layers("state", cells, state, bidirectional)
+    state = take_leaves("state", state)
+    first = jax.tree.leaves(state)[0]
+    axes = first.ndim - jax.tree.leaves(cells[0].zero_state())[0].ndim
+    batch_shape, dtype = first.shape[: max(axes, 0)], first.dtype
+
+    def take(cell, name, one):
+        return None if one is None else check_state(cell, name, one, batch_shape, dtype)
+
+    return tuple(
+        Directions(
+            take(cell, f"state[{index}].forward", layer.forward),
+            take(cell, f"state[{index}].backward", layer.backward),
+        )
+        for index, (cell, layer) in enumerate(zip(cells, state, strict=True))
+    )
 
 
 def _not_a_state(value: Any) -> str:

@@ -89,7 +89,8 @@ class Description:
         try:
             return vars(self)["_values"]
         except KeyError:
-            made = _getter(type(self))(self)
+            names = _compared_names(type(self))
+            made = tuple(_comparable(getattr(self, name)) for name in names)
             object.__setattr__(self, "_values", made)
             return made
 
@@ -100,7 +101,7 @@ class Description:
             value = getattr(self, field.name)
             if field.name not in defaults and not field.kw_only:
                 shown.append(_show(value))
-            elif field.repr and defaults.get(field.name, _NOTHING) != value:
+            elif field.repr and differs(defaults.get(field.name, _NOTHING), value):
                 shown.append(f"{field.name}={_show(value)}")
         return f"{type(self).__qualname__}({', '.join(shown)})"
 
@@ -145,7 +146,7 @@ class Description:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             made = defaults[field.name] if field.name in init_only else _program(value)
-            if field.init and made != value:
+            if field.init and differs(made, value):
                 changes[field.name] = made
         return dataclasses.replace(self, **changes) if changes else None
 
@@ -205,6 +206,11 @@ class Description:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))
 
 
+def differs(one: Any, other: Any) -> bool:
+    """Whether two values of a field say something else."""
+    return _comparable(one) != _comparable(other)
+
+
 def program_of(cell: Any) -> Any:
     """The description that programs are compiled for; any other cell as it is."""
     return cell.for_program() if isinstance(cell, Description) else cell
@@ -227,10 +233,13 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 @functools.cache
-def _getter(cls: type) -> Callable[[Any], Any]:
-    """What returns the values of the fields that are compared."""
-    names = [field.name for field in dataclasses.fields(cls) if field.compare]
-    return operator.attrgetter(*names) if names else lambda description: ()
+def _compared_names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls) if field.compare)
+
+
+def _comparable(value: Any) -> Any:
+    """What is equal only where ``value`` is: NumPy's float64 is equal to None."""
+    return (np.dtype, value.name) if isinstance(value, np.dtype) else value
 
 
 def _one_spelling(name: str, value: Any) -> Any:

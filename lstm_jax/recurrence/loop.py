@@ -126,7 +126,7 @@ def _run_in_blocks(
 
     steps = (inputs.xs, inputs.valid, inputs.reset)
     length = jax.tree.leaves(inputs.xs)[0].shape[0]
-    size = max(1, math.isqrt(length)) if isinstance(every, str) else every
+    size = max(1, math.isqrt(length)) if isinstance(every, str) else int(every)
     block = jax.checkpoint(steps_from, prevent_cse=False)
     return scan_blocks(block, inputs.state, steps, size, reverse=reverse)
 
