@@ -129,6 +129,14 @@ def test_states_are_taken_and_checked_where_they_are_read(name):
         read(uneven)
 
 
+def test_the_last_output_has_the_dtype_of_its_layer():
+    narrow = lj.LSTMCell(3, 4, dtype="bfloat16")
+    model = lj.Stack((narrow, lj.LSTMCell(4, 5, dtype="float32")))
+    state, ys = model.apply(build(model), XS)
+    np.testing.assert_array_equal(model.last(state), ys[:, -1])
+    assert model.last(state).dtype == ys.dtype == jnp.float32
+
+
 def test_blocks_of_a_number_of_numpys():
     model = lj.LSTM(3, 5)
     params = build(model)

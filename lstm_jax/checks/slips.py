@@ -86,7 +86,7 @@ _WORDS = {
     ): "Penalties are added to the loss: see lstm_jax.training.",
     ("merge_mode",): "merge is its name.",
     ("ignore_index",): "A mask says what counts: mask=targets != -100.",
-    ("reduction", "weight", "label_smoothing"): (
+    ("reduction", "label_smoothing"): (
         "The loss is a mean over valid tokens; see optax.losses for others."
     ),
     ("zero_output_for_mask",): "Outputs of steps that are not valid are always 0.",

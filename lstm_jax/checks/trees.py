@@ -203,11 +203,15 @@ def take_state(cells: Sequence[Any], state: Any, bidirectional: bool) -> Any:
     check_layers("state", cells, state, bidirectional)
     state = take_leaves("state", state)
     first = jax.tree.leaves(state)[0]
-    axes = first.ndim - jax.tree.leaves(cells[0].zero_state())[0].ndim
-    batch_shape, dtype = first.shape[: max(axes, 0)], first.dtype
+    (one_row, *_) = jax.tree.leaves(state_template(cells[0], (), first.dtype))
+    batch_shape = first.shape[: max(first.ndim - one_row.ndim, 0)]
 
     def take(cell, name, one):
-        return None if one is None else check_state(cell, name, one, batch_shape, dtype)
+        if one is None:
+            return None
+        # Layers may compute in dtypes of their own.
+        dtype = jax.tree.leaves(one)[0].dtype
+        return check_state(cell, name, one, batch_shape, dtype)
 
     return tuple(
         Directions(
