@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 
 from lstm_jax import boxes, layers, naming
-from lstm_jax.checks import slips
+from lstm_jax.checks import border, options, slips
 from lstm_jax.types import Array, Directions
 
 __all__ = ("LSTM", "Stack", "params_of", "variables_of")
@@ -93,6 +93,7 @@ class _Stack(nn.Module):
             TypeError: see :meth:`lstm_jax.LSTM.apply`.
         """
         slips.check_inputs(xs)
+        options.check_flag("deterministic", deterministic)
         model = boxes.opened(self.model, _BOXES)
         key = None
         if model.noisy and not deterministic:
@@ -251,6 +252,7 @@ def params_of(variables: Any, model: Any = None) -> layers.Params:
         (3, 20)
     """
     tree = nn.meta.unbox(variables.get("params", {}))
+    tree = border.take_leaves("variables", tree)
     cells, layers_of_model = [None] * len(tree), ""
     if model is not None:
         cells = boxes.opened(getattr(model, "model", model), _BOXES).cells
@@ -290,6 +292,7 @@ def variables_of(params: layers.Params) -> dict[str, Any]:
             "params: expected a tuple of Directions, one for each layer, as from "
             f"lstm_jax.LSTM.init, got {type(params).__name__}."
         )
+    params = border.take_leaves("params", params)
     tree = {f"layer_{index}": _as_dict(layer) for index, layer in enumerate(params)}
     return {"params": tree}
 

@@ -174,6 +174,14 @@ def started(
     return automatic(lambda params: (start(params),), (params,), xs, batch, (0,))[0]
 
 
+def alike(function: Callable[..., Array], args: tuple, like: Array) -> Any:
+    """Calls a function whose result is sharded as ``like`` is, explicitly or not."""
+    sharding = jax.typeof(like).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(*args)
+    return jax.sharding.auto_axes(function, out_sharding=sharding)(*args)
+
+
 def automatic(
     function: Callable, args: tuple, xs: Array, batch: tuple[int, int], outs: tuple
 ) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lstm_jax import boxes, layers, naming
-from lstm_jax.checks import slips
+from lstm_jax.checks import options, slips
 from lstm_jax.types import Array, Directions, PyTree
 
 __all__ = ("LSTM", "Parameters", "Stack")
@@ -217,6 +217,7 @@ class Stack(nnx.Module):
         """
         if deterministic is None:
             deterministic = self.deterministic
+        options.check_flag("deterministic", deterministic)
         key = None
         if self.model.noisy and not deterministic:
             key = _key(self.rngs if rngs is None else rngs)

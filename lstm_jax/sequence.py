@@ -255,6 +255,7 @@ def resolve_implementation(
         implementation,
     )
     where = xs
+    options.check_flag("reverse", reverse)
     cell, params, xs, state, given = prepare(cell, params, xs, state, given)
     runs = [cell.without_noise]
 
@@ -272,6 +273,7 @@ def resolve_implementation(
 
 def check_options(given: Options) -> None:
     """Checks what is static about a call over time."""
+    options.check_flag("time_major", given.time_major)
     every = given.checkpoint_every
     if isinstance(every, str):
         options.check_choice("checkpoint_every", every, ("sqrt",))
@@ -329,6 +331,7 @@ def _checked(
     reverse: bool,
     emit_states: bool,
 ) -> tuple[PyTree, PyTree]:
+    options.check_flag("reverse", reverse)
     cell, params, xs, state, given = prepare(cell, params, xs, state, given)
     # What can't run is said here, and not in the middle of a program.
     choice.candidates(

@@ -53,6 +53,7 @@ class Layers(Description):
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
+    @slips.explained
     def init(self, key: Array) -> Params:
         """Returns new :class:`Directions` of each cell's parameters for each layer."""
         key = arrays.check_key(key)

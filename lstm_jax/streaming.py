@@ -92,6 +92,7 @@ def stream(
             "backward half needs the whole sequence: use apply."
         )
     _check_chunks(chunks)
+    options.check_flag("time_major", time_major)
     if chunk_size is not None:
         options.check_positive("chunk_size", chunk_size)
     is_stack = hasattr(model, "cells")

@@ -132,6 +132,7 @@ def parallel_scan(
         arXiv:2407.19115.
     """
     _check_options(method, max_iterations, tolerance, damping)
+    options.check_flag("reverse", reverse)
     given = Options(lengths, mask, reset, reset_state, time_major=time_major)
     cell, params, xs, state, given = sequence.prepare(cell, params, xs, state, given)
     layout = _layout(cell, state, by_unit=method.startswith("quasi-"))
@@ -237,11 +238,14 @@ def _in_time_order(problem, params, xs, state, given, reverse, axis):
     valid, reset = loop.step_controls(xs.shape[0], given, reverse)
     xs, valid, reset = jax.tree.map(flip, (xs, valid, reset))
     params = cast_params(problem.cell.params_of_steps(params), dtype)
-    controls = Controls(valid, reset, given.reset_state)
+    state, reset_state, restore = loop.entering(
+        state, given.reset_state, valid, reset, False
+    )
+    controls = Controls(valid, reset, reset_state)
     steps = _steps(problem, params, xs.astype(dtype), state, controls)
     state, ys, report = _run(problem, steps)
     back = lambda y: jnp.moveaxis(flip(y), 0, axis).astype(dtype)
-    state = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), state, dtypes)
+    state = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), restore(state), dtypes)
     return state, jax.tree.map(back, ys), report
 
 

@@ -232,6 +232,21 @@ def test_stacks_of_cells_are_exported():
     equal(lj.convert.state_from_torch(stack, h, c), stack.zero_state((4,)))
 
 
+def test_states_that_leave_are_numpys_own():
+    model = lj.LSTM(3, 5, num_layers=2, bidirectional=True)
+    state = random_like(2, model.zero_state((4,)))
+    before = jax.tree.map(np.array, state)
+    arrays = [*lj.convert.state_to_torch(model, state)]
+    arrays += sum(lj.convert.state_to_keras(state), [])
+    for array in arrays:
+        assert type(array) is np.ndarray
+        assert array.flags.writeable and array.flags.owndata
+        array[...] = 0
+    equal(state, before)
+    traced = jax.jit(lambda state: lj.convert.state_to_torch(model, state))(state)
+    equal(traced, lj.convert.state_to_torch(model, state))
+
+
 def test_arrays_are_taken_before_they_can_be_overwritten():
     model, params = build({})
     expected = jax.tree.map(np.array, params)

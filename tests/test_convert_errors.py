@@ -187,6 +187,35 @@ CASES = {
         ),
         "state[0].backward: expected None, the model is one-directional, got one.",
     ),
+    "a state of other sizes": (
+        lambda: lj.convert.state_to_torch(
+            lj.LSTM(3, 5), lj.LSTM(3, 9).zero_state((2,))
+        ),
+        "state[0].forward.h: expected shape [B, H] = [2, 5], got [2, 9].",
+    ),
+    "a state of per-layer sizes": (
+        lambda: lj.convert.state_to_torch(lj.LSTM(3, (4, 5)), ()),
+        "hidden_size: expected one size for all layers, as PyTorch has, got (4, 5).",
+    ),
+    "a state with more than h and c": (
+        lambda: lj.convert.state_from_torch(lj.LSTM(3, 5, variant="sLSTM"), 0, 0),
+        "model: expected layers whose states are h and c, all that PyTorch has, got "
+        "SLSTMCell(3, 5) as layer 0.",
+    ),
+    "h and c of two batches": (
+        lambda: lj.convert.state_from_torch(
+            lj.LSTM(3, 5), np.ones((1, 4, 5)), np.ones((1, 3, 5))
+        ),
+        "c: expected the batch of h, [4], got [3].",
+    ),
+    "a pruned LSTM": (
+        lambda: from_torch(
+            without("weight_hh_l0")
+            | {f"weight_hh_l0_{end}": np.ones((20, 5)) for end in ("orig", "mask")}
+        ),
+        "weight_hh_l0 is missing. Weights such as weight_hh_l0_orig are pruned: call "
+        "torch.nn.utils.prune.remove(lstm, name), and then state_dict().",
+    ),
     "Bidirectional without saying so": (
         lambda: from_keras([np.ones((3, 20)), np.ones((5, 20)), np.ones(20)] * 2),
         "layers[0]: expected 2 or 3 arrays (kernel, recurrent_kernel and, with "
@@ -308,6 +337,26 @@ WRONG_TYPES = {
         lambda: lj.convert.to_torch(lj.LSTMCell(3, 5), build({})[1][0].forward),
         "model: expected a stack such as lstm_jax.LSTM, got LSTMCell. One cell is "
         "lstm_jax.Stack((cell,)), its params are (lstm_jax.Directions(params),).",
+    ),
+    "a state as a pair": (
+        lambda: lj.convert.state_from_torch(lj.LSTM(3, 5), (np.ones((1, 4, 5)),) * 2),
+        "c: expected by state_from_torch. PyTorch's pair goes in as two: "
+        "state_from_torch(model, *state).",
+    ),
+    "a state before the model": (
+        lambda: lj.convert.state_from_torch(np.ones((1, 5)), np.ones((1, 5)), None),
+        "model: expected a stack such as lstm_jax.LSTM, got ndarray.",
+    ),
+    "a state of integers": (
+        lambda: lj.convert.state_from_torch(
+            lj.LSTM(3, 5), np.ones((1, 4, 5), int), np.ones((1, 4, 5))
+        ),
+        "h: expected a floating dtype, got int32. Cast numbers: ",
+    ),
+    "one layer's state to Keras": (
+        lambda: lj.convert.state_to_keras(lj.LSTMCell(3, 5).zero_state((4,))),
+        "state: expected a tuple of Directions of LSTMState, as a model returns, got "
+        "LSTMState. One layer's is (lstm_jax.Directions(state),).",
     ),
     "a layer": (
         lambda: from_keras(Layer()),

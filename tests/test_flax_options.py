@@ -211,11 +211,19 @@ def test_rngs_missing():
 
 @pytest.mark.parametrize("name", ["training", "batch_first", "initial_state"])
 def test_an_unknown_argument_of_a_call_is_named_with_a_word(name):
-    message = f"^{name}: Stack.__call__ takes no such argument"
+    message = f"^{name}: LSTM.__call__ takes no such argument"
     with pytest.raises(TypeError, match=message):
         make_nnx(3, 5)(XS, **{name: None})
     with pytest.raises(TypeError, match=message):
         linen.LSTM(3, 5).init(KEY, XS, **{name: None})
+
+
+def test_deterministic_is_no_word():
+    message = "deterministic: expected True or False, got 'no' of type str"
+    with pytest.raises(TypeError, match=message):
+        make_nnx(3, 5)(XS, deterministic="no")
+    with pytest.raises(TypeError, match=message):
+        linen.LSTM(3, 5).init(KEY, XS, deterministic="no")
 
 
 @pytest.mark.parametrize("make", [nnx.Stack, linen.Stack])

@@ -136,6 +136,24 @@ def test_a_cell_of_a_user_s_own(kind):
     assert_close(module.step(module.zero_state((2,)), XS[:, 0]), (state, y))
 
 
+def test_numpy_arrays_are_taken_before_they_can_be_overwritten():
+    model = lj.LSTM(3, 5)
+    params = jax.tree.map(np.array, model.init(KEY))
+    expected = jax.tree.map(np.array, params)
+    variables = linen.variables_of(params)
+    weights = {
+        name: getattr(params[0].forward, name)
+        for name in ("kernel", "recurrent_kernel", "bias")
+    }
+    raw = linen.params_of({"params": {"layer_0": {"forward": weights}}})
+    for leaf in jax.tree.leaves(params):
+        leaf[...] = 0
+    for taken in (linen.params_of(variables), raw):
+        jax.tree.map(np.testing.assert_array_equal, taken, expected)
+    shapes = jax.eval_shape(model.init, KEY)
+    assert linen.params_of(linen.variables_of(shapes)) == shapes
+
+
 CELLS = {
     "convolution": lj.ConvLSTMCell((4, 3, 2), 2, 3, peephole=True),
     "slstm": lj.SLSTMCell(3, 4, num_heads=2, learn_initial_state=True),

@@ -148,10 +148,10 @@ lj.scan(cell, params, jnp.ones((2, 7, 3)))
 def test_a_number_of_threads_that_is_none_is_an_error(monkeypatch):
     cell = lj.LSTMCell(3, 5)
     params, xs = random_params(cell, 0), jnp.ones((2, 7, 3))
-    for text in ("0", "-2", "two", "1.5"):
+    for text in ("0", "-2", "two", "1.5", "65537"):
         monkeypatch.setenv("LSTM_JAX_NUM_THREADS", text)
         with pytest.raises(
-            jax.errors.JaxRuntimeError, match=f"at least 1, got '{text}'"
+            jax.errors.JaxRuntimeError, match=f"from 1 to 65536, got '{text}'"
         ):
             jax.block_until_ready(lj.scan(cell, params, xs, implementation="cpu"))
 

@@ -137,6 +137,26 @@ def test_the_last_output_has_the_dtype_of_its_layer():
     assert model.last(state).dtype == ys.dtype == jnp.float32
 
 
+def test_flags_of_numpy():
+    cell, yes = lj.LSTMCell(3, 5), np.bool_(True)
+    params = random_like(2, cell.init(jax.random.key(0)))
+    actual = lj.scan(cell, params, XS, reverse=yes, time_major=yes)
+    assert_close(actual, lj.scan(cell, params, XS, reverse=True, time_major=True))
+
+
+def test_an_implementation_is_chosen_for_a_function():
+    cell = lj.LSTMCell(3, 5)
+    params = build(cell)
+
+    @lj.implementation("xla")
+    def resolve():
+        return lj.resolve_implementation(cell, params, XS)
+
+    usual = lj.resolve_implementation(cell, params, XS)
+    assert [resolve(), resolve()] == ["xla", "xla"]
+    assert lj.resolve_implementation(cell, params, XS) == usual
+
+
 def test_blocks_of_a_number_of_numpys():
     model = lj.LSTM(3, 5)
     params = build(model)

@@ -34,6 +34,22 @@ OPTIONS = {"quasi-deer": {"tolerance": 1e-6}, "quasi-elk": {"tolerance": 1e-6}}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
+@every_method
+def test_a_state_without_a_valid_step_is_handed_on_and_reaches_nothing(method):
+    params, xs, state, _ = arguments(CELL)
+
+    def run(params, value):
+        start = jax.tree.map(lambda leaf: leaf.at[1].set(value), state)
+        last, ys, report = lj.parallel_scan(
+            CELL, params, xs, start, method=method, lengths=[T, 0, 2]
+        )
+        return (ys**2).sum(), (last, report)
+
+    grads, (last, report) = jax.grad(run, has_aux=True)(params, jnp.nan)
+    assert report.converged and np.isnan(last.h[1]).all()
+    assert_close(grads, jax.grad(run, has_aux=True)(params, 0.0)[0])
+
+
 def arguments(cell, batch_shape=(B,), length=T, dtype="float32"):
     size = cell.size if isinstance(cell, GRUCell) else cell.input_size
     return (

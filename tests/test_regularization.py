@@ -225,6 +225,11 @@ def test_embedding_dropout_drops_words():
     assert abs(gone.mean() - 0.25) < 0.03
     np.testing.assert_allclose(dropped[~gone], table[~gone] / 0.75, rtol=1e-6)
     np.testing.assert_array_equal(lj.embedding_dropout(None, 0.25, table), table)
+    for key, rate in ((None, 0.25), (KEY, 0.0), (KEY, 0.25)):
+        own = table.copy()
+        taken = lj.embedding_dropout(key, rate, own)
+        own[...] = 0
+        assert isinstance(taken, jax.Array) and np.asarray(taken).any()
     with pytest.raises(ValueError, match=r"table: expected shape \[V, E\]"):
         lj.embedding_dropout(KEY, 0.25, table[0])
     with pytest.raises(ValueError, match=r"rate: expected a rate in \[0, 1\)"):

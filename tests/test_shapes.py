@@ -267,6 +267,79 @@ CASES = {
         ValueError,
         "params[1].backward.kernel: expected shape [I, 4H] = [10, 20], got [3, 20].",
     ),
+    "a state of integers": (
+        lambda: scan(state=state(dtype=jnp.int32)),
+        TypeError,
+        "state.h: expected a floating dtype, got int32. Cast numbers: value.astype(",
+    ),
+    "a reset of integers": (
+        lambda: scan(reset=np.zeros((B, T), int)),
+        TypeError,
+        "reset: expected a bool dtype, got int32. Write reset != 0 to make bools of ",
+    ),
+    "reverse is a word": (
+        lambda: scan(reverse="no"),
+        TypeError,
+        "reverse: expected True or False, got 'no' of type str.",
+    ),
+    "states in reverse, by a number": (
+        lambda: lj.scan_states(CELL, PARAMS, XS, reverse=1),
+        TypeError,
+        "reverse: expected True or False, got 1 of type int.",
+    ),
+    "resolved in reverse, by a word": (
+        lambda: lj.resolve_implementation(CELL, PARAMS, XS, reverse="no"),
+        TypeError,
+        "reverse: expected True or False, got 'no' of type str.",
+    ),
+    "parallel in reverse, by a word": (
+        lambda: lj.parallel_scan(CELL, PARAMS, XS, reverse="no"),
+        TypeError,
+        "reverse: expected True or False, got 'no' of type str.",
+    ),
+    "time_major is a word": (
+        lambda: apply(time_major="no"),
+        TypeError,
+        "time_major: expected True or False, got 'no' of type str.",
+    ),
+    "time_major of a stream is a word": (
+        lambda: lj.stream(CELL, PARAMS, [XS], time_major="no"),
+        TypeError,
+        "time_major: expected True or False, got 'no' of type str.",
+    ),
+    "time_major is traced": (
+        lambda: jax.jit(MODEL.apply)(MODEL_PARAMS, XS, time_major=False),
+        TypeError,
+        "time_major: expected True or False, got a traced value, since jax.jit traces "
+        "all arguments. Bind it before, functools.partial(function, name=value), or",
+    ),
+    "checkpoint_every is traced": (
+        lambda: jax.jit(MODEL.apply)(MODEL_PARAMS, XS, checkpoint_every=2),
+        TypeError,
+        "checkpoint_every: expected an integer, got a traced value",
+    ),
+    "init with inputs": (
+        lambda: MODEL.init(jax.random.key(0), XS),
+        TypeError,
+        "LSTM.init: expected no arguments without a name but key, got 1 more. Sizes "
+        "are options, so that it needs no inputs: init(key).",
+    ),
+    "a call's name is that of the model": (
+        lambda: lj.Stack((CELL,)).apply(PARAMS, XS, batch_first=True),
+        TypeError,
+        "batch_first: Stack.apply takes no such argument.",
+    ),
+    "an option is an array": (
+        lambda: lj.LSTM(3, 5, forget_bias=jnp.float32(1)),
+        TypeError,
+        "forget_bias: expected a plain value, got an array of float32 []: write "
+        "forget_bias=value.item().",
+    ),
+    "an option is several arrays": (
+        lambda: lj.LSTM(3, 5, 2, zoneout_h=(0.1, np.ones(2))),
+        TypeError,
+        "zoneout_h: expected a plain value, got an array of float64 [2].",
+    ),
     "key is a number": (
         lambda: apply(key=0),
         TypeError,

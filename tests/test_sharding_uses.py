@@ -218,6 +218,20 @@ def test_weights_that_are_sharded(implementation):
     assert_close(quick_jit(differentiated(run))(params, *rest, ours), grads)
 
 
+@pytest.mark.parametrize("spec", [P("data"), P(None, "data")], ids=str)
+@pytest.mark.parametrize("kind", AXIS_TYPES, ids=lambda kind: kind.name)
+def test_a_table_keeps_its_sharding_where_words_are_dropped(kind, spec):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    key, table = jax.random.key(0), np.asarray(normal(1, (6, 4)))
+    expected = lj.embedding_dropout(key, 0.5, table)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(table, NamedSharding(mesh, spec))
+        dropped = lj.embedding_dropout(key, 0.5, placed)
+        assert_close(dropped, expected)
+        assert dropped.sharding.is_equivalent_to(placed.sharding, 2)
+        assert_close(lj.embedding_dropout(key, 0.5, table), expected)
+
+
 @pytest.mark.parametrize("implementation", [None, "xla"])
 def test_a_program_of_several_meshes(implementation):
     mesh = LAYOUTS["Auto-arrays-2"].mesh()

@@ -142,6 +142,7 @@ class ConvLSTMCell(LearnedStart):
         """H: the channels of one output."""
         return self.hidden_size
 
+    @slips.explained
     def init(self, key: Array) -> LSTMParams:
         """Returns new parameters, in ``param_dtype``, by Keras's defaults."""
         kernel_key, recurrent_key, bias_key = jax.random.split(key, 3)

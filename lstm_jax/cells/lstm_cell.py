@@ -213,6 +213,7 @@ class LSTMCell(LearnedStart):
         trees.check_params(cell, params)
         return cell
 
+    @slips.explained
     def init(self, key: Array) -> LSTMParams:
         """Returns new parameters, in ``param_dtype``.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lstm_jax import meshes
 from lstm_jax.cells.base import Cell, as_cell
 from lstm_jax.checks import arrays, options, slips
 from lstm_jax.numerics import accumulation_dtype, as_last_axes
@@ -150,6 +151,7 @@ class Regularized(Cell):
         """Returns the state that sequences of the cell inside start from."""
         return self._inside.initial_state(params, batch_shape, dtype)
 
+    @slips.explained
     def init(self, key: Array) -> PyTree:
         """Returns new parameters of the cell inside."""
         return self.cell.init(key)
@@ -378,7 +380,7 @@ def embedding_dropout(key: Array | None, rate: float, table: Array) -> Array:
         Gal and Ghahramani 2016, arXiv:1512.05287; Merity et al. 2017, arXiv:1708.02182.
     """
     options.check_rate("rate", rate)
-    arrays.check_array("table", table)
+    table = arrays.take_array("table", table)
     if len(table.shape) != 2:
         raise ValueError(
             f"table: expected shape [V, E], got {list(table.shape)}. Pass the "
@@ -386,5 +388,6 @@ def embedding_dropout(key: Array | None, rate: float, table: Array) -> Array:
         )
     if key is None or not rate:
         return table
-    arrays.check_key(key)
-    return inverted_dropout(key, rate, table, (table.shape[0], 1))
+    key = arrays.check_key(key)
+    drop = lambda key, table: inverted_dropout(key, rate, table, (table.shape[0], 1))
+    return meshes.alike(drop, (key, table), table)

@@ -147,6 +147,7 @@ class SLSTMCell(LearnedStart):
         """H: the size of one output."""
         return self.hidden_size
 
+    @slips.explained
     def init(self, key: Array) -> LSTMParams:
         """Returns new parameters, in ``param_dtype``."""
         kernel_key, recurrent_key, bias_key = jax.random.split(key, 3)

@@ -36,12 +36,9 @@ def check_batch_shape(batch_shape: Any) -> tuple[int, ...]:
 
 
 _KINDS = {
-    jnp.floating: (
-        "a floating dtype",
-        "Embed or one-hot encode tokens first; cast numbers.",
-    ),
+    jnp.floating: ("a floating dtype", "Cast numbers: value.astype(jnp.float32)."),
     jnp.integer: ("an integer dtype", ""),
-    jnp.bool_: ("a bool dtype", "Write mask != 0 to make bools of a mask of numbers."),
+    jnp.bool_: ("a bool dtype", "Write {} != 0 to make bools of numbers."),
 }
 
 
@@ -54,6 +51,9 @@ def check_array(name: str, value: Any, kind: Any = jnp.floating) -> None:
         )
     if not jnp.issubdtype(value.dtype, kind):
         expected, hint = _KINDS[kind]
+        if kind is jnp.floating and name in ("x", "xs"):
+            hint = "Embed or one-hot encode tokens first; cast numbers."
+        hint = hint.format(name)
         raise TypeError(
             f"{name}: expected {expected}, got {value.dtype}. {hint}".rstrip()
         )

@@ -89,6 +89,8 @@ def take(name: str, value: Any, *, allow_lists: bool = False) -> Any:
 def take_leaves(name: str, tree: Any) -> Any:
     """Takes every array in a pytree; Python numbers and what has no leaves stay.
 
+    So do shapes without values, as from ``jax.eval_shape``.
+
     Args:
         name: of the pytree, for errors, which add the path to the leaf.
         tree: the pytree.
@@ -97,12 +99,12 @@ def take_leaves(name: str, tree: Any) -> Any:
         TypeError: if a leaf is neither an array nor a number.
         ValueError: as :func:`take` does.
     """
-    numbers = (bool, int, float, complex)
-    if all(isinstance(leaf, (jax.Array, *numbers)) for leaf in jax.tree.leaves(tree)):
+    staying = (bool, int, float, complex, jax.ShapeDtypeStruct)
+    if all(isinstance(leaf, (jax.Array, *staying)) for leaf in jax.tree.leaves(tree)):
         return tree
 
     def own(path, leaf):
-        if isinstance(leaf, numbers):
+        if isinstance(leaf, staying):
             return leaf
         return take(f"{name}{jax.tree_util.keystr(path)}".lstrip("."), leaf)
 
@@ -120,6 +122,8 @@ def read(name: str, value: Any, *, allow_lists: bool = False) -> np.ndarray:
     Raises:
         TypeError: as :func:`take` does.
     """
+    if hasattr(value, "__jax_array__"):
+        value = value.__jax_array__()
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected an array, got {type(value).__name__}, whose mask would "

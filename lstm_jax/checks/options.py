@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
@@ -19,14 +21,38 @@ _INITIALIZERS = (initializers.zeros, initializers.ones)
 
 
 def check_flags(description: Any) -> None:
-    """Checks that what is on or off is a bool: any word would be true."""
+    """Checks that what is on or off is a bool."""
     for field in dataclasses.fields(description):
-        value = getattr(description, field.name)
-        if field.type in ("bool", bool) and not isinstance(value, bool):
-            raise TypeError(
-                f"{field.name}: expected True or False, got {value!r} of type "
-                f"{type(value).__name__}."
-            )
+        if field.type in ("bool", bool):
+            check_flag(field.name, getattr(description, field.name))
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Checks that an option is a bool, NumPy's too: any word would be true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {_got(value)}.")
+
+
+def check_plain(name: str, value: Any) -> None:
+    """Checks that an option is no array: an array is equal to nothing as a whole."""
+    if not isinstance(value, (np.ndarray, jax.Array)):
+        return
+    got = f"an array of {value.dtype} {list(value.shape)}"
+    if isinstance(value, jax.core.Tracer):
+        got = _got(value)
+    elif not value.shape:
+        got = f"{got}: write {name}=value.item()"
+    raise TypeError(f"{name}: expected a plain value, got {got}.")
+
+
+def _got(value: Any) -> str:
+    """What came instead of a plain value."""
+    if isinstance(value, jax.core.Tracer):
+        return (
+            "a traced value, since jax.jit traces all arguments. Bind it before, "
+            "functools.partial(function, name=value), or mark it in static_argnames"
+        )
+    return f"{value!r} of type {type(value).__name__}"
 
 
 def check_cell(cell: Any) -> None:
@@ -43,16 +69,20 @@ def check_cell(cell: Any) -> None:
             f"{cell.proj_size}. A projection makes h smaller; None is for none."
         )
     for name in ("dtype", "param_dtype"):
-        dtype = getattr(cell, name)
-        if dtype is not None and not _is_floating(dtype):
-            raise TypeError(
-                f"{name}: expected a floating dtype such as jnp.bfloat16, got {dtype}."
-            )
+        check_floating(name, getattr(cell, name))
     check_finite("forget_bias", getattr(cell, "forget_bias", 0.0))
     for field in dataclasses.fields(cell):
         value = getattr(cell, field.name)
         if field.name.endswith("_init") and (value, field.default) != (None, None):
             check_initializer(field.name, value)
+
+
+def check_floating(name: str, dtype: Any) -> None:
+    """Checks that an option is a floating dtype, or None."""
+    if dtype is not None and not _is_floating(dtype):
+        raise TypeError(
+            f"{name}: expected a floating dtype such as jnp.bfloat16, got {dtype}."
+        )
 
 
 def _is_floating(dtype: Any) -> bool:
@@ -125,10 +155,7 @@ def check_limit(name: str, value: Any) -> None:
     if value is None:
         return
     if not _is_number(value):
-        raise TypeError(
-            f"{name}: expected a number or None, got {value!r} of type "
-            f"{type(value).__name__}."
-        )
+        raise TypeError(f"{name}: expected a number or None, got {_got(value)}.")
     if not value > 0:
         raise ValueError(f"{name}: expected a limit above 0, got {value}.")
 
@@ -147,17 +174,13 @@ def _is_number(value: Any) -> bool:
 
 def _check_number(name: str, value: Any) -> None:
     if not _is_number(value):
-        raise TypeError(
-            f"{name}: expected a number, got {value!r} of type {type(value).__name__}."
-        )
+        raise TypeError(f"{name}: expected a number, got {_got(value)}.")
 
 
 def check_positive(name: str, size: Any) -> None:
     """Checks that an option is a positive integer."""
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
-        raise TypeError(
-            f"{name}: expected an integer, got {size!r} of type {type(size).__name__}."
-        )
+        raise TypeError(f"{name}: expected an integer, got {_got(size)}.")
     if size < 1:
         raise ValueError(f"{name}: expected at least 1, got {size}.")
 
@@ -167,6 +190,13 @@ def check_rate(name: str, rate: float) -> None:
     _check_number(name, rate)
     if not 0 <= rate < 1:
         raise ValueError(f"{name}: expected a rate in [0, 1), got {rate}.")
+
+
+def check_probability(name: str, rate: Any) -> None:
+    """Checks that an option is a number from 0 to 1."""
+    _check_number(name, rate)
+    if not 0 <= rate <= 1:
+        raise ValueError(f"{name}: expected from 0 to 1, got {rate}.")
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:

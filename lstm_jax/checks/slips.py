@@ -105,7 +105,10 @@ _NEEDED = {
         "found out at the first call, as in Keras."
     ),
     "rngs": "rngs goes by name and makes the parameters: rngs=nnx.Rngs(0).",
+    "c": "PyTorch's pair goes in as two: state_from_torch(model, *state).",
 }
+# What may be meant by more arguments than a function takes.
+_ALONE = {"init": "Sizes are options, so that it needs no inputs: init(key)."}
 
 
 def explained(function: F) -> F:
@@ -145,30 +148,32 @@ def explained(function: F) -> F:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = {*places[: len(args)], *kwargs}
         if not needed <= given <= parameters.keys():
-            raise TypeError(_words(function, list(parameters), needed, given))
+            called = _name(function, places, args)
+            raise TypeError(_words(called, list(parameters), needed, given))
         if len(args) > len(places):
             names = ", ".join(name for name in places if name != "self")
             raise TypeError(
-                f"{_name(function)}: expected no arguments without a name but {names}, "
-                f"got {len(args) - len(places)} more."
+                f"{_name(function, places, args)}: expected no arguments without a "
+                f"name but {names}, got {len(args) - len(places)} more. "
+                f"{_ALONE.get(function.__name__, '')}".rstrip()
             )
         return function(*args, **kwargs)
 
     return wrapper  # pyright: ignore[reportReturnType]
 
 
-def _words(function: Any, names: list[str], needed: set[str], given: set[str]) -> str:
+def _words(called: str, names: list[str], needed: set[str], given: set[str]) -> str:
     """What is wrong with the names of the arguments that were given."""
     names = [name for name in names if name != "self"]
     unknown = sorted(given.difference(names, ("self",)))
     if unknown:
         return " ".join(
-            f"{name}: {_name(function)} takes no such argument. {_hint(name, names)}"
+            f"{name}: {called} takes no such argument. {_hint(name, names)}"
             for name in unknown
         )
     missing = [name for name in names if name in needed - given]
     hints = " ".join(_NEEDED[name] for name in missing if name in _NEEDED)
-    return f"{', '.join(missing)}: expected by {_name(function)}. {hints}".rstrip()
+    return f"{', '.join(missing)}: expected by {called}. {hints}".rstrip()
 
 
 def _hint(name: str, names: list[str]) -> str:
@@ -179,8 +184,12 @@ def _hint(name: str, names: list[str]) -> str:
     return f"Is {near[0]} meant?" if near else f"It takes {', '.join(names)}."
 
 
-def _name(function: Any) -> str:
-    return function.__qualname__.removesuffix(".__init__").lstrip("_")
+def _name(function: Any, places: list[str], args: tuple) -> str:
+    """What was called: of a method, as its owner's, whose class may be a subclass."""
+    name = function.__qualname__
+    if args and places[:1] == ["self"]:
+        name = f"{type(args[0]).__name__}.{function.__name__}"
+    return name.removesuffix(".__init__").lstrip("_")
 
 
 def check_model(model: Any) -> None:

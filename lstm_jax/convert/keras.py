@@ -16,7 +16,7 @@ import numpy as np
 from lstm_jax.checks import border
 from lstm_jax.convert import layers as records
 from lstm_jax.layers import LSTM, Params, State
-from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
+from lstm_jax.types import Directions, LSTMParams, LSTMState
 
 _MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "mul"}
 _FIELDS = ("kernel", "recurrent_kernel", "bias")
@@ -147,8 +147,13 @@ def state_from_keras(*states: Sequence[Any]) -> State:
     return tuple(layers)
 
 
-def state_to_keras(state: State) -> list[list[Array]]:
-    """Returns, for each layer, ``[h, c]`` or ``[h, c, h, c]``.
+def state_to_keras(state: State) -> list[list[Any]]:
+    """Returns, for each layer, ``[h, c]`` or ``[h, c, h, c]``, as NumPy's.
+
+    The arrays are new ones that nothing else uses; where JAX traces, they are JAX's.
+
+    Raises:
+        TypeError: if it is no stack's state, or one that Keras has not.
 
     Example:
         >>> import lstm_jax as lj
@@ -156,10 +161,21 @@ def state_to_keras(state: State) -> list[list[Array]]:
         >>> [array.shape for array in states[0]]
         [(4, 5), (4, 5)]
     """
+    if not isinstance(state, (tuple, list)) or not all(map(_is_layer, state)):
+        raise TypeError(
+            "state: expected a tuple of Directions of LSTMState, as a model returns, "
+            f"got {type(state).__name__}. One layer's is (lstm_jax.Directions(state),)."
+        )
     return [
-        [leaf for one in layer if one is not None for leaf in one]
+        [records.give_state(leaf) for one in layer if one is not None for leaf in one]
         for layer in border.take_leaves("state", state)
     ]
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, Directions) and all(
+        one is None or isinstance(one, LSTMState) for one in value
+    )
 
 
 def _split(index: int, weights: Any, directions: int) -> list[LSTMParams]:

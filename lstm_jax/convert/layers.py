@@ -12,12 +12,15 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.core
 import jax.numpy as jnp
 
+from lstm_jax.cells.base import Cell, as_cell
 from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import options
+from lstm_jax.checks import border, options, trees
 from lstm_jax.layers import LSTM, Params
-from lstm_jax.types import Directions, LSTMParams
+from lstm_jax.types import Directions, LSTMParams, LSTMState
 
 Layers = Sequence[Sequence[LSTMParams]]
 # What an array is called where it comes from, by layer, direction and our name of it.
@@ -178,19 +181,11 @@ def check_target(
         ValueError: if the model has something that the library lacks, by name.
         TypeError: if it is no stack.
     """
-    if not hasattr(model, "cells"):
-        raise TypeError(
-            "model: expected a stack such as lstm_jax.LSTM, got "
-            f"{type(model).__name__}. One cell is lstm_jax.Stack((cell,)), its params "
-            "are (lstm_jax.Directions(params),)."
-        )
+    _check_stack(model)
     options.check_exportable(model, library)
     sizes = [(cell.hidden_size, cell.proj_size) for cell in model.cells]
-    if not each_size and len(set(sizes)) > 1:
-        raise ValueError(
-            f"hidden_size: expected one size for all layers, as {library} has, got "
-            f"{tuple(hidden for hidden, _ in sizes)}."
-        )
+    if not each_size:
+        _check_one_size(library, sizes)
     projected = [size for _, size in sizes if size is not None]
     if projected and not projection:
         raise ValueError(
@@ -204,3 +199,48 @@ def check_target(
             f"{model.merge!r}."
         )
     model.check_params(params)
+
+
+def _check_stack(model: Any) -> None:
+    if not hasattr(model, "cells"):
+        raise TypeError(
+            "model: expected a stack such as lstm_jax.LSTM, got "
+            f"{type(model).__name__}. One cell is lstm_jax.Stack((cell,)), its params "
+            "are (lstm_jax.Directions(params),)."
+        )
+
+
+def _check_one_size(library: str, sizes: list[tuple[int, Any]]) -> None:
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"hidden_size: expected one size for all layers, as {library} has, got "
+            f"{tuple(hidden for hidden, _ in sizes)}."
+        )
+
+
+def check_states_of(library: str, model: Any) -> tuple[list[Cell], LSTMState]:
+    """Checks that the states of a model's layers are alike, and an LSTM's.
+
+    Returns:
+        The cells, and the shapes of a row's h and c in each layer.
+
+    Raises:
+        ValueError: if they are not, which is what ``library`` has.
+        TypeError: if ``model`` is no stack.
+    """
+    _check_stack(model)
+    cells = [as_cell(cell) for cell in model.cells]
+    rows = [trees.state_template(cell) for cell in cells]
+    for index, row in enumerate(rows):
+        if type(row) is not LSTMState or row.h.ndim != 1:
+            raise ValueError(
+                f"model: expected layers whose states are h and c, all that {library} "
+                f"has, got {cells[index]!r} as layer {index}."
+            )
+    _check_one_size(library, [(row.c.shape[0], row.h.shape[0]) for row in rows])
+    return cells, rows[0]
+
+
+def give_state(array: Any) -> Any:
+    """An array of a state for others; a traced one, which has no values, as it is."""
+    return array if isinstance(array, jax.core.Tracer) else border.give(array)

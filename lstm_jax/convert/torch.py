@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import border, trees
+from lstm_jax.checks import border, slips, trees
 from lstm_jax.convert import layers as records
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
@@ -36,6 +36,8 @@ _OTHER_FORMS = {
     "parametrize.remove_parametrizations(lstm, name)",
     r"weight_(ih|hh)\w*_v$": "are normalised: call torch.nn.utils."
     "remove_weight_norm(lstm, name)",
+    r"(weight|bias)_\w+_(orig|mask)$": "are pruned: call torch.nn.utils.prune.remove("
+    "lstm, name)",
     r"_all_weight_values\.": "are quantized: take the LSTM as it was before",
 }
 
@@ -127,6 +129,7 @@ def to_torch(model: LSTM, params: Params) -> dict[str, np.ndarray]:
     return weights
 
 
+@slips.explained
 def state_from_torch(model: LSTM, h: Any, c: Any) -> State:
     """Takes over PyTorch's ``(h_0, c_0)``.
 
@@ -136,8 +139,9 @@ def state_from_torch(model: LSTM, h: Any, c: Any) -> State:
         c: ``[L*D, B, H]``, or ``[L*D, H]``.
 
     Raises:
-        ValueError: if the first or the last axis has another size.
-        TypeError: if one is no array.
+        ValueError: if an axis has another size, or the model's layers have states that
+            PyTorch has not.
+        TypeError: if one is no floating array, or ``model`` no stack.
 
     Example:
         >>> import jax.numpy as jnp, lstm_jax as lj
@@ -147,16 +151,22 @@ def state_from_torch(model: LSTM, h: Any, c: Any) -> State:
         >>> state[1].forward.h.shape
         (4, 5)
     """
-    cell, layers, directions = model.cells[0], len(model.cells), len(_suffixes(model))
+    cells, row = records.check_states_of("PyTorch", model)
+    layers, directions = len(cells), len(_suffixes(model))
     arrays = _array("h", h), _array("c", c)
-    sizes = (("P", cell.output_size), ("H", cell.hidden_size))
-    for name, value, (letter, size) in zip("hc", arrays, sizes, strict=True):
-        first = layers * directions
+    for name, value, letter, one in zip("hc", arrays, "PH", row, strict=True):
+        shapes.check_array(name, value)
+        first, size = layers * directions, one.shape[0]
         if value.ndim < 2 or (value.shape[0], value.shape[-1]) != (first, size):
             raise ValueError(
                 f"{name}: expected shape [L*D, *batch, {letter}] with L*D = {layers} * "
                 f"{directions} and {letter} = {size}, got {list(value.shape)}."
             )
+    if arrays[0].shape[:-1] != arrays[1].shape[:-1]:
+        raise ValueError(
+            f"c: expected the batch of h, {list(arrays[0].shape[1:-1])}, got "
+            f"{list(arrays[1].shape[1:-1])}."
+        )
     pairs = [LSTMState(*pair) for pair in zip(*arrays, strict=True)]
     return tuple(
         Directions(*pairs[start : start + directions])
@@ -164,12 +174,14 @@ def state_from_torch(model: LSTM, h: Any, c: Any) -> State:
     )
 
 
-def state_to_torch(model: LSTM, state: State) -> tuple[Array, Array]:
-    """Returns ``(h, c)``, ``[L*D, *batch, P]`` and ``[L*D, *batch, H]``.
+def state_to_torch(model: LSTM, state: State) -> tuple[Any, Any]:
+    """Returns ``(h, c)``, ``[L*D, *batch, P]`` and ``[L*D, *batch, H]``, as NumPy's.
+
+    The arrays are new ones that nothing else uses; where JAX traces, they are JAX's.
 
     Raises:
-        ValueError: if the state is not the model's.
-        TypeError: if it is no stack's.
+        ValueError: if the state is not the model's, or one that PyTorch has not.
+        TypeError: if it is no stack's, or ``model`` no stack.
 
     Example:
         >>> import lstm_jax as lj
@@ -178,10 +190,11 @@ def state_to_torch(model: LSTM, state: State) -> tuple[Array, Array]:
         >>> h.shape
         (4, 4, 5)
     """
-    trees.check_layers("state", model.cells, state, model.bidirectional)
-    state = border.take_leaves("state", state)
+    cells, _ = records.check_states_of("PyTorch", model)
+    state = trees.take_state(cells, state, model.bidirectional)
     flat = [one for layer in state for one in layer if one is not None]
-    return jnp.stack([one.h for one in flat]), jnp.stack([one.c for one in flat])
+    h, c = (jnp.stack(leaves) for leaves in zip(*flat, strict=True))
+    return records.give_state(h), records.give_state(c)
 
 
 def _suffixes(model: LSTM) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.checks import options
 from lstm_jax.descriptions import config as configs
 from lstm_jax.descriptions.functions import (
     FUNCTION_TYPES,
@@ -248,6 +249,7 @@ def _one_spelling(name: str, value: Any) -> Any:
         return value
     if name.endswith("dtype"):
         return _as_dtype(value)
+    options.check_plain(name, value)
     if isinstance(value, np.generic):
         plain = value.item()
         return plain if isinstance(plain, (bool, int, float, str)) else value

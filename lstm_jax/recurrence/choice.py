@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,8 +40,10 @@ def implementations() -> dict[str, str]:
     return {one.name: one.unavailable() or "available" for one in IMPLEMENTATIONS}
 
 
-def implementation(name: str | None) -> contextlib.AbstractContextManager:
+def implementation(name: str | None) -> contextlib._GeneratorContextManager[None]:
     """Chooses the implementation for all calls of a ``with`` block that name none.
+
+    Or of a function, as its decorator.
 
     The environment variable ``LSTM_JAX_IMPLEMENTATION`` does the same for a whole
     program; this wins over it, and the argument ``implementation=`` of a call over
@@ -61,7 +64,13 @@ def implementation(name: str | None) -> contextlib.AbstractContextManager:
         'xla'
     """
     _check_name("name", name)
-    return _chosen_for_all(name or "")
+    return _choosing(name)
+
+
+@contextlib.contextmanager
+def _choosing(name: str | None) -> Iterator[None]:
+    with _chosen_for_all(name or ""):
+        yield
 
 
 def permitted(name: str | None) -> tuple[Implementation, ...]:

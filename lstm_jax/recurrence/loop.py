@@ -8,7 +8,7 @@ here, but where JAX lowers the program.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from jax import lax
 
 from lstm_jax.cells.base import Cell, cast_params, compute_dtype
 from lstm_jax.meshes import vary_alike
-from lstm_jax.numerics import zero_where_not
+from lstm_jax.numerics import where_rows, zero_where_not
 from lstm_jax.recurrence import choice, plain, primitive, xla
 from lstm_jax.recurrence.blocks import scan_blocks
 from lstm_jax.recurrence.contract import Call, Implementation, Inputs, traced_step
@@ -50,7 +50,7 @@ def run(
     """
     dtype = compute_dtype(cell, xs.dtype)
     ready = [_prepare(cell, xs, direction, given) for direction in directions]
-    inputs = vary_alike(tuple(one for _, one in ready))
+    inputs = vary_alike(tuple(one for _, one, _ in ready))
     reverse = tuple(direction.reverse for direction in directions)
     runs = ready[0][0]
     able = choice.candidates(permitted, runs, dtype)
@@ -63,18 +63,20 @@ def run(
             for one, backwards in zip(inputs, reverse, strict=True)
         ]
     narrowed = []
-    for direction, (state, ys) in zip(directions, results, strict=True):
+    for direction, (*_, restore), (state, ys) in zip(
+        directions, ready, results, strict=True
+    ):
         dtypes = jax.tree.map(lambda leaf: leaf.dtype, direction.state)
         narrow = lambda tree: jax.tree.map(lambda a, dt: a.astype(dt), tree, dtypes)
         ys = narrow(ys) if emit_states else jax.tree.map(lambda y: y.astype(dtype), ys)
-        narrowed.append((narrow(state), ys))
+        narrowed.append((narrow(restore(state)), ys))
     return narrowed
 
 
 def _prepare(
     cell: Cell, xs: Array, direction: Direction, given: Options
-) -> tuple[Cell, Inputs]:
-    """One direction as implementations take it, and the cell that runs it."""
+) -> tuple[Cell, Inputs, Callable[[PyTree], PyTree]]:
+    """The cell that runs a direction, its inputs, and what restores its last state."""
     params, state, reset_state, key, reverse = direction
     valid, reset = step_controls(xs.shape[0], given, reverse)
     dtype = compute_dtype(cell, xs.dtype)
@@ -86,7 +88,8 @@ def _prepare(
         cell = cell.without_noise
     else:
         cell, params, xs = cell.perturb(key, params, xs)
-    return cell, Inputs(params, xs, state, valid, reset, reset_state)
+    state, reset_state, restore = entering(state, reset_state, valid, reset, reverse)
+    return cell, Inputs(params, xs, state, valid, reset, reset_state), restore
 
 
 def _run_together(call: Call, inputs: tuple[Inputs, ...]) -> list[tuple]:
@@ -145,3 +148,41 @@ def step_controls(
         # In reverse the boundary between t-1 and t is crossed just before step t-1.
         reset = jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
     return valid, reset
+
+
+def entering(
+    state: PyTree,
+    reset_state: PyTree,
+    valid: Array | None,
+    reset: Array | None,
+    reverse: bool,
+) -> tuple[PyTree, PyTree, Callable[[PyTree], PyTree]]:
+    """Both states with 0 in the rows in which they enter no valid step.
+
+    Those may hold NaN, and 0 * NaN, in a gradient of the parameters, is NaN. What comes
+    third puts into a last state what such rows end with: the one or the other.
+    """
+    if valid is None:
+        return state, reset_state, lambda last: last
+    if reset is None:
+        used = valid.any(0)
+        restore = lambda last: where_rows(used, last, state)
+        return zero_where_not(used, state), reset_state, restore
+    times = lax.broadcasted_iota(jnp.int32, reset.shape, 0)
+    never = -1 if reverse else jnp.iinfo(jnp.int32).max
+    when = jnp.where(reset, times, never)
+    if reverse:
+        begun = times <= when.max(0, keepdims=True, initial=never)
+    else:
+        begun = times >= when.min(0, keepdims=True, initial=never)
+    used, used_again = (valid & ~begun).any(0), (valid & begun).any(0)
+    ends = used_again | (used & ~reset.any(0))
+
+    def restore(last):
+        return where_rows(ends, last, where_rows(reset.any(0), reset_state, state))
+
+    return (
+        zero_where_not(used, state),
+        zero_where_not(used_again, reset_state),
+        restore,
+    )

@@ -1,5 +1,7 @@
 """What is not a number reaches what it has to reach, and nothing else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,44 @@ def test_padding_reaches_no_output_and_no_gradient(subject):
     (_, ys), _, (_, d_ys), (_, d_xs, *_) = clean
     for leaf in jax.tree.leaves((ys, d_ys, d_xs)):
         assert not np.asarray(leaf)[padding].any()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@contract()
+def test_a_state_that_enters_no_valid_step_reaches_no_gradient_of_parameters(
+    subject, reverse
+):
+    """Such a row hands on the one state or the other, as it is."""
+    run, args = subject.case((B,), T, (), reverse=reverse)
+    mask = np.ones((B, T), bool)
+    mask[1] = False
+    mask[2] = [True, True, False, False] if reverse else [False, False, True, True]
+    reset = np.zeros((B, T), bool)
+    reset[2, 2 if reverse else 1] = True
+    params, xs, state, reset_state = args
+    cotangents = random_like(7, jax.eval_shape(run, *args))
+    program = every_pass(functools.partial(run, mask=mask, reset=reset))
+    tangents = random_like(6, args)
+
+    def with_states(value):
+        fill = lambda rows, leaf: with_rows(np.asarray(rows), value, leaf)
+        first = jax.tree.map(functools.partial(fill, [False, True, True]), state)
+        other = jax.tree.map(functools.partial(fill, [True, True, False]), reset_state)
+        return program((params, xs, first, other), tangents, cotangents)
+
+    clean, actual = with_states(0), with_states(jnp.nan)
+    for (last, ys), (last_clean, ys_clean) in zip(actual[:2], clean[:2], strict=True):
+        equal(ys, ys_clean)
+        pairs = zip(*map(jax.tree.leaves, (last, last_clean)), strict=True)
+        for leaf, expected in pairs:
+            equal(leaf[::2], expected[::2])
+            assert np.isnan(np.asarray(leaf[1], np.float64)).all()
+    equal(actual[2:], clean[2:])
+    (d_last, _), (_, _, d_state, _) = cotangents, actual[3]
+    pairs = zip(*map(jax.tree.leaves, (d_state, d_last)), strict=True)
+    for grad, expected in pairs:
+        equal(grad[1], expected[1])
+        assert not np.asarray(grad[2]).any()
 
 
 @contract()

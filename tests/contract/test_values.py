@@ -152,7 +152,7 @@ def check_along_a_line(loop, arguments, key, grad, cotangents, dtype, largest):
     assert error <= scale + noise, f"{key}: {error:.2e} off, of {expected:.2e}"
 
 
-@contract(lambda subject: hasattr(as_cell(subject.cell), "output_size"))
+@contract(lambda subject: as_cell(subject.cell).output_size is not None)
 def test_both_directions_of_a_layer_are_each_alone(subject):
     """One call runs both; the gradients of what they share are added."""
     cell, both = subject.cell, range(2)

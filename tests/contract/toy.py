@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.recurrence.contract import Implementation, Outputs
 
 
@@ -23,6 +24,7 @@ class Toy(Implementation):
         for one, reverse, shape in zip(
             call.inputs(args), call.reverse, call.shapes(args), strict=True
         ):
+            one = jax.tree.map(widened, one)
             saved = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape.saved)
             results.append(Outputs(*loop(call, one, reverse), saved))
         wanted = call.emitted(call.shapes(args), call.shapes(args))
@@ -56,6 +58,13 @@ def loop(call, inputs, reverse):
             y = select(inputs.valid[t], y, jax.tree.map(jnp.zeros_like, y))
         state, ys[t] = after, y
     return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+def widened(leaf):
+    """Half precision as float32: the gradient of a weight is a sum over all steps."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return leaf.astype(accumulation_dtype(leaf.dtype))
 
 
 def select(rows, on_true, on_false):

@@ -132,11 +132,11 @@ int ThreadLimit(const char* wanted, int available, std::string* error) {
   if (wanted == nullptr || *wanted == '\0') return available;
   char* end = nullptr;
   const long threads = std::strtol(wanted, &end, 10);
-  if (*end == '\0' && threads >= 1 && threads <= 1 << 16)
+  constexpr long kMost = 1 << 16;
+  if (*end == '\0' && threads >= 1 && threads <= kMost)
     return static_cast<int>(threads);
-  *error =
-      std::string("LSTM_JAX_NUM_THREADS: expected a whole number of threads, at ") +
-      "least 1, got '" + wanted + "'.";
+  *error = "LSTM_JAX_NUM_THREADS: expected a whole number of threads, from 1 to " +
+           std::to_string(kMost) + ", got '" + wanted + "'.";
   return 0;
 }
 
