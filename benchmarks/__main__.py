@@ -193,7 +193,7 @@ def bench(
     report.print_summary(console, report.summarize(groups))
     console.print(f"\nWritten: {out.with_suffix('.json')}", highlight=False)
     if importlib.util.find_spec("matplotlib") is None:
-        console.print('No plot: pip install "lstm_jax[examples]"', markup=False)
+        console.print('No plot: pip install "lstm_jax[training]"', markup=False)
     else:
         from benchmarks.plot import plot
 

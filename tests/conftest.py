@@ -12,6 +12,7 @@ import pytest
 SAMPLED = {
     "test_cpu": 2,
     "test_export": 2,
+    "test_linear_cross_entropy": 3,
     "test_kernels_nonfinite": 3,
     "test_parallel": 2,
     "test_regularization": 2,

@@ -25,9 +25,11 @@ PUBLIC = {
     "lstm_jax.linen": "LSTM Stack params_of variables_of",
     "lstm_jax.nnx": "LSTM Parameters Stack",
     "lstm_jax.training": """
-        TrainState activation_penalty create cross_entropy l1_penalty l2_penalty
-        load_weights make_train_step save_weights temporal_activation_penalty
-        truncated_value_and_grad
+        Checkpoints Cursor Diverged Plateau Result TrainState Weighted absolute_error
+        accuracy activation_penalty binary_cross_entropy bits create cross_entropy
+        evaluate fit huber_error l1_penalty l2_penalty linear_cross_entropy load_weights
+        make_train_step perplexity predict reset_rows save_weights span_f1 squared_error
+        temporal_activation_penalty truncated_value_and_grad
     """,
 }
 NAMES = [(module, name) for module, names in PUBLIC.items() for name in names.split()]

@@ -178,6 +178,11 @@ REFUSED_LEAVES = {
         "params['x']: expected a dtype that the file format has",
     ),
     "large": (2**70, ValueError, "params['x']: expected an integer of 64 bits, got 11"),
+    "masked": (
+        np.ma.masked_array([1.0, 2.0], [False, True]),
+        TypeError,
+        "params['x']: expected an array, got MaskedArray, whose mask would be lost.",
+    ),
 }
 
 
@@ -188,6 +193,36 @@ def test_other_leaves_are_refused_by_name(leaf, error, words, tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(error, match=re.escape(words)):
         training.save_weights(path, {"x": leaf})
+    assert not list(tmp_path.iterdir())
+
+
+class Tensor:
+    """As much of a tensor of PyTorch as is looked at."""
+
+    shape, dtype = (2,), "torch.float64"
+    detach = cpu = lambda self: self
+
+    def numpy(self):
+        return np.array([1.0, 1 / 3])
+
+
+def test_tensors_are_written_as_they_are(tmp_path):
+    path = tmp_path / "w.safetensors"
+    training.save_weights(path, {"x": Tensor()})
+    back = training.load_weights(path, {"x": np.zeros(2)})["x"]
+    np.testing.assert_array_equal(back, Tensor().numpy())
+    words = r"\['x'\]: expected an array, .* got Tensor. tensor.detach"
+    with pytest.raises(TypeError, match=words):
+        training.load_weights(path, {"x": Tensor()})
+
+
+def test_a_place_where_no_file_can_be_is_named(tmp_path):
+    folder = tmp_path / "runs"
+    words = f"there is no folder {str(folder)!r}. os.makedirs makes it"
+    with pytest.raises(FileNotFoundError, match=re.escape(words)):
+        training.save_weights(folder / "w.safetensors", PARAMS)
+    with pytest.raises(IsADirectoryError, match="path: expected a file, got the folde"):
+        training.save_weights(tmp_path, PARAMS)
     assert not list(tmp_path.iterdir())
 
 

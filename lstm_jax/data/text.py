@@ -85,10 +85,8 @@ class Vocabulary:
         return "".join(self.characters[token] for token in tokens.tolist())
 
 
-def stream_batches(
-    tokens: np.ndarray, batch_size: int, window: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cuts one long stream into B parallel ones and yields them window by window.
+def stream_batches(tokens: np.ndarray, batch_size: int, window: int) -> StreamBatches:
+    """Cuts one long stream into B parallel ones, window by window.
 
     Row b of each batch goes on where row b of the batch before ended, so that the state
     can be handed on from batch to batch::
@@ -107,8 +105,9 @@ def stream_batches(
         batch_size: B.
         window: T, steps in one batch.
 
-    Yields:
-        ``(inputs, targets)``, ``[B, T]`` each, new arrays that nothing else uses.
+    Returns:
+        Batches ``(inputs, targets)``, ``[B, T]`` each, new arrays that nothing else
+        uses. They can be gone through any number of times.
 
     Raises:
         ValueError: if there are too few tokens for one batch, they are no single
@@ -136,13 +135,35 @@ def stream_batches(
             f"tokens: expected at least batch_size * (window + 1) = {batch_size} * "
             f"{window + 1} = {batch_size * (window + 1)}, got {len(tokens)}."
         )
-    return _windows(tokens[: batch_size * row], batch_size, window, windows)
+    return StreamBatches(tokens[: batch_size * row].reshape(batch_size, -1), window)
 
 
-def _windows(
-    tokens: np.ndarray, batch_size: int, window: int, windows: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    rows = tokens.reshape(batch_size, -1)
-    for start in range(0, windows * window, window):
-        stop = start + window
-        yield rows[:, start:stop].copy(), rows[:, start + 1 : stop + 1].copy()
+class StreamBatches:
+    """The batches that :func:`stream_batches` makes.
+
+    Attributes:
+        continues: True: each row goes on where that of the batch before ended, so that
+            a state can be handed on.
+    """
+
+    continues = True
+
+    def __init__(self, rows: np.ndarray, window: int):
+        """Takes the rows, ``[B, N]``, and T, steps in one batch."""
+        self._rows, self._window = rows, window
+        self._next = iter(self)
+
+    def __len__(self) -> int:
+        """Returns how many batches there are."""
+        return (self._rows.shape[1] - 1) // self._window
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Goes through all of them."""
+        for n in range(len(self)):
+            start, stop = n * self._window, (n + 1) * self._window
+            rows = self._rows
+            yield rows[:, start:stop].copy(), rows[:, start + 1 : stop + 1].copy()
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns one after the other, once."""
+        return next(self._next)

@@ -12,8 +12,8 @@ from jax import lax
 
 from lstm_jax.checks import border, options
 from lstm_jax.numerics import accumulation_dtype
-from lstm_jax.training import contract
-from lstm_jax.training.contract import Loss, LossFn
+from lstm_jax.training.steps import contract
+from lstm_jax.training.steps.contract import Loss, LossFn
 from lstm_jax.types import Array, PyTree
 
 ValueAndGrad = Callable[..., tuple[tuple[Array, tuple[PyTree, PyTree]], PyTree]]

@@ -6,13 +6,12 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import border
 from lstm_jax.types import PyTree
 
-_INSTALL = 'needs safetensors: pip install "lstm_jax[examples]"'
+_INSTALL = 'needs safetensors: pip install "lstm_jax[training]"'
 _DTYPES = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64"),
@@ -25,9 +24,9 @@ def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
     """Writes a pytree of arrays; other frameworks can read the file too.
 
     Any pytree will do: parameters, or a whole :class:`TrainState`, so that training can
-    go on from the file. Besides arrays of JAX and NumPy its leaves may be Python's
-    numbers, kept in 64 bits, and random keys, kept as the integers they are made of,
-    under a name that tells their kind.
+    go on from the file. Besides arrays of JAX and NumPy, and tensors of PyTorch on the
+    CPU, its leaves may be Python's numbers, kept in 64 bits, and random keys, kept as
+    the integers they are made of, under a name that tells their kind.
 
     Args:
         path: the file; one that is there is replaced in one move.
@@ -35,7 +34,9 @@ def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
             ``['lstm'][0].forward.kernel``.
 
     Raises:
-        TypeError: if a leaf is something else, such as a string.
+        TypeError: if a leaf is something else, such as a string or a masked array.
+        FileNotFoundError: if there is no such folder.
+        IsADirectoryError: if the path is that of a folder.
         ValueError: if a leaf has a dtype that the format has not, or a number does not
             fit in 64 bits.
         ImportError: if safetensors is not installed.
@@ -54,7 +55,9 @@ def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
         from safetensors.numpy import save_file
     except ImportError as error:
         raise ImportError(f"save_weights {_INSTALL}") from error
-    arrays = {name: _stored(name, leaf) for name, leaf in _named(params).items()}
+    _check_place(path)
+    leaves = named("params", params)
+    arrays = {name: stored(f"params{name}", leaf) for name, leaf in leaves.items()}
     partial = f"{os.fspath(path)}.partial"
     save_file(arrays, partial)
     os.replace(partial, path)
@@ -96,7 +99,7 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         raise ImportError(f"load_weights {_INSTALL}") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{os.fspath(path)}: no such file.")
-    expected = _named(like)
+    expected = named("like", like)
     try:
         with safe_open(path, framework="np") as file:
             _check_names(path, set(file.keys()), set(expected))
@@ -104,10 +107,22 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     except SafetensorError as error:
         raise ValueError(f"{os.fspath(path)}: no safetensors file: {error}") from error
     leaves = [
-        _restored(f"{os.fspath(path)}: {name}", arrays[name], leaf)
+        restored(f"{os.fspath(path)}: {name}", arrays[name], leaf)
         for name, leaf in expected.items()
     ]
     return jax.tree.structure(like).unflatten(leaves)
+
+
+def _check_place(path: str | os.PathLike[str]) -> None:
+    """Checks that a file can be where one is to be written."""
+    where, folder = os.fspath(path), os.path.dirname(os.fspath(path)) or os.curdir
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            f"path: expected a file in a folder that is there, got {where!r}: there is "
+            f"no folder {folder!r}. os.makedirs makes it."
+        )
+    if os.path.isdir(where):
+        raise IsADirectoryError(f"path: expected a file, got the folder {where!r}.")
 
 
 def _check_names(path: Any, got: set[str], expected: set[str]) -> None:
@@ -118,21 +133,24 @@ def _check_names(path: Any, got: set[str], expected: set[str]) -> None:
         )
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
+def named(argument: str, tree: PyTree) -> dict[str, Any]:
     """The leaves by name; those of keys tell their kind, which shapes do not."""
-    named = {}
+    leaves = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         name = jax.tree_util.keystr(path)
-        if _is_key(leaf):
+        if is_key(leaf):
             name += f"<{leaf.dtype}>"
-        if name in named:
-            raise ValueError(f"params: two leaves have the name {name!r}.")
-        named[name] = leaf
-    return named
+        if name in leaves:
+            raise ValueError(f"{argument}: two leaves have the name {name!r}.")
+        leaves[name] = leaf
+    return leaves
 
 
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed random keys, or the shape of one."""
+    # A dtype may be another library's, of which jnp.issubdtype knows nothing.
+    dtype = getattr(leaf, "dtype", None)
+    return getattr(dtype, "type", None) is jax.dtypes.prng_key
 
 
 def _key_impl(leaf: Any) -> Any:
@@ -147,31 +165,34 @@ def _key_impl(leaf: Any) -> Any:
     return impls[0]
 
 
-def _stored(name: str, leaf: Any) -> np.ndarray:
+def stored(where: str, leaf: Any) -> np.ndarray:
     """What is written for a leaf."""
     if type(leaf) in _NUMBERS:
         try:
             return np.asarray(leaf, _NUMBERS[type(leaf)])
         except OverflowError:
             raise ValueError(
-                f"params{name}: expected an integer of 64 bits, got {leaf}."
+                f"{where}: expected an integer of 64 bits, got {leaf}."
             ) from None
-    if _is_key(leaf):
+    if is_key(leaf):
         leaf = jax.random.key_data(leaf)
-    elif not isinstance(leaf, (np.ndarray, np.generic)):
-        leaf = border.take(f"params{name}", leaf)
+    elif not isinstance(leaf, jax.Array):
+        leaf = border.read(where, leaf)
     array = border.give(leaf)
     if array.dtype.name not in _DTYPES:
         raise ValueError(
-            f"params{name}: expected a dtype that the file format has, "
+            f"{where}: expected a dtype that the file format has, "
             f"{', '.join(sorted(_DTYPES))}, got {array.dtype}."
         )
     return array
 
 
-def _restored(where: str, array: np.ndarray, leaf: Any) -> Any:
-    """An array of the file as the kind of leaf that is there in ``like``."""
-    spec = _spec(where, leaf)
+def restored(where: str, array: np.ndarray, leaf: Any, device: Any = None) -> Any:
+    """An array of the file as the kind of leaf that is there in ``like``.
+
+    JAX's are put where ``device`` says: a device, or a sharding.
+    """
+    spec = spec_of(where, leaf)
     if (array.shape, array.dtype) != (spec.shape, spec.dtype):
         raise ValueError(
             f"{where}: expected {spec.dtype} {list(spec.shape)}, got {array.dtype} "
@@ -186,21 +207,27 @@ def _restored(where: str, array: np.ndarray, leaf: Any) -> Any:
             f"{where}: is {array.dtype}, which JAX has not while 64-bit types are off: "
             "jax.enable_x64 turns them on."
         )
-    own = border.take(where, array)
-    if not _is_key(leaf):
+    if device is None:
+        own = border.take(where, array)
+    else:
+        own = jax.device_put(border.give(array), device)
+    if not is_key(leaf):
         return own
     return jax.random.wrap_key_data(own, impl=_key_impl(leaf))
 
 
-def _spec(where: str, leaf: Any) -> Any:
+def spec_of(where: str, leaf: Any) -> Any:
     """The shape and dtype that are written for a leaf of ``like``."""
     if type(leaf) in _NUMBERS:
         return jax.ShapeDtypeStruct((), np.dtype(_NUMBERS[type(leaf)]))
-    if _is_key(leaf):
+    if is_key(leaf):
         return jax.eval_shape(jax.random.key_data, leaf)
-    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+    try:
+        dtype = np.dtype(leaf.dtype).newbyteorder("=")
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+    except (AttributeError, TypeError):  # PyTorch's dtypes are none of NumPy's.
+        hint = "tensor.detach().cpu().numpy()" if hasattr(leaf, "detach") else ""
         raise TypeError(
             f"{where}: expected an array, its shape or a number in like, got "
-            f"{type(leaf).__name__}."
-        )
-    return jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype).newbyteorder("="))
+            f"{type(leaf).__name__}. {hint}".rstrip()
+        ) from None

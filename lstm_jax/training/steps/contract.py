@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.checks import options
+from lstm_jax.training.losses.weighted import Weighted
 from lstm_jax.types import Array, PyTree
 
-Loss = tuple[Array, tuple[PyTree, PyTree]]
+# A mean, or terms that are each to be divided by their own weight.
+Value = Array | tuple[Weighted, ...]
+Loss = tuple[Any, tuple[PyTree, PyTree]]
 LossFn = Callable[[PyTree, PyTree, Any, Array], Loss]
 
 _SIGNATURE = "loss_fn(params, carry, batch, key) -> (loss, (carry, metrics))"
@@ -43,11 +46,13 @@ def call(
     key: Any,
     *,
     exact: bool = False,
+    weighted: bool = False,
 ) -> Loss:
     """Calls a loss function and checks what it returns.
 
     ``exact`` asks for a carry of the shapes and dtypes of the one that came, and of its
-    structure even where it was empty, as a scan does.
+    structure even where it was empty, as a scan does. Where ``weighted`` totals are
+    allowed, they come back as a tuple of :class:`Weighted`.
     """
     result = loss_fn(params, carry, batch, key)
     if not _is_pair(result):
@@ -61,17 +66,47 @@ def call(
             f"loss_fn: expected {_SIGNATURE}, got (loss, {_describe(aux)}). "
             f"{hint}".rstrip()
         )
-    if jnp.shape(loss):
-        raise ValueError(
-            f"loss: expected a scalar from loss_fn, got shape {list(jnp.shape(loss))}. "
-            "Return its mean or sum."
-        )
+    loss = _take_terms(loss) if weighted else _take_scalar(loss)
     after, metrics = aux
     if exact or expected.num_leaves:
         _check_structure(expected, after, metrics)
     if exact:
         _check_leaves(carry, after)
     return loss, (after, metrics)
+
+
+def _take_scalar(loss: Any, name: str = "loss") -> Any:
+    if isinstance(loss, Weighted):
+        raise TypeError(
+            f"{name}: expected a scalar from loss_fn, got a Weighted. Return its "
+            ".total where parts are summed, its .mean() where each counts alike."
+        )
+    if isinstance(loss, (tuple, list, dict)):
+        raise TypeError(f"{name}: expected a scalar from loss_fn, got {_kind(loss)}.")
+    if jnp.shape(loss):
+        raise ValueError(
+            f"{name}: expected a scalar from loss_fn, got shape "
+            f"{list(jnp.shape(loss))}. Return its mean or sum."
+        )
+    return loss
+
+
+def _take_terms(loss: Any) -> Any:
+    """A scalar as it is, one term or several as a tuple."""
+    terms = (loss,) if isinstance(loss, Weighted) else loss
+    if not isinstance(terms, (tuple, list)):
+        return _take_scalar(loss)
+    if not terms or not all(isinstance(term, Weighted) for term in terms):
+        raise TypeError(
+            "loss: expected a scalar, a Weighted, or several of them from loss_fn, got "
+            f"{_kind(loss)}. Weighted(total, weight) has names so that no pair is "
+            "mistaken for one; a term without tokens, such as a penalty, is "
+            "Weighted(penalty, 1)."
+        )
+    for n, term in enumerate(terms):
+        for field, value in zip(term._fields, term, strict=True):
+            _take_scalar(value, f"loss[{n}].{field}")
+    return tuple(Weighted(*map(jnp.asarray, term)) for term in terms)
 
 
 def _check_structure(expected: Any, after: PyTree, metrics: PyTree) -> None:
@@ -103,6 +138,11 @@ def _check_leaves(before: PyTree, after: PyTree) -> None:
 def _is_pair(value: Any) -> bool:
     """Whether a value is a plain pair: a state is a named one."""
     return type(value) in (tuple, list) and len(value) == 2
+
+
+def _kind(value: Any) -> str:
+    inside = ", ".join(type(part).__name__ for part in value)
+    return f"a {type(value).__name__} of ({inside})"
 
 
 def _describe(value: Any) -> str:

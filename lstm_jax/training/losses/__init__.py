@@ -1,0 +1,1 @@
+"""Losses, penalties and metrics, each with what it is divided by."""

@@ -1,0 +1,1 @@
+"""A whole run: a loop of steps and what belongs around it; evaluation."""
