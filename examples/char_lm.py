@@ -161,9 +161,11 @@ def main():
     try:
         if config.temperature <= 0 or not 0 < config.validation < 1:
             raise ValueError("--temperature, --validation: expected above 0, below 1.")
-        sys.exit(train(config) if config.sample is None else sample(config))
+        status = train(config) if config.sample is None else sample(config)
     except (ValueError, OSError) as error:
-        sys.exit(f"char_lm: {error}")
+        status = f"char_lm: {error}"
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

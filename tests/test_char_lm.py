@@ -13,7 +13,7 @@ import pytest
 EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "char_lm.py"
 TEXT = "the cat sat on the mat. " * 300
 SMALL = "--hidden-size 32 --batch-size 4 --window 16 --length 60 --log-every 10".split()
-FILES = ["loss.png", "metrics.csv", "model.json", "samples.txt", "weights.safetensors"]
+FILES = {"checkpoints", "loss.png", "metrics.csv", "model.json", "weights.safetensors"}
 
 
 def command(*args):
@@ -53,28 +53,28 @@ def folder(tmp_path_factory):
     text = folder / "text.txt"
     text.write_text(TEXT)
     out = folder / "out"
-    done = run("--text", text, "--out", out, *SMALL, "--steps", 120)
+    done = run("--text", text, "--out", out, *SMALL, "--steps", 120, "--sample-every", 60)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder
 
 
 def test_training_leaves_its_files_and_learns(folder):
-    assert sorted(path.name for path in (folder / "out").iterdir()) == FILES
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == FILES | {"sample_60.txt", "sample_120.txt"}
     with (folder / "out" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(10, 121, 10))
     counts = [TEXT.count(character) / len(TEXT) for character in set(TEXT)]
     entropy = -sum(p * math.log(p) for p in counts)
     last = rows[-1]
-    assert float(last["loss_nats_per_character"]) < 0.3 * entropy
-    held_out = float(last["validation_loss_nats_per_character"])
+    assert float(last["loss"]) < 0.3 * entropy
+    held_out = float(last["valid_loss"])
     assert held_out < 0.3 * entropy
-    perplexity = float(last["validation_perplexity_per_character"])
-    assert perplexity == pytest.approx(math.exp(held_out))
-    assert "the cat sat" in (folder / "out" / "samples.txt").read_text()
+    assert float(last["valid_perplexity"]) == pytest.approx(math.exp(held_out))
+    assert "the cat sat" in (folder / "out" / "sample_120.txt").read_text()
     assert (folder / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert "held out: perplexity" in (folder / "stdout").read_text()
+    assert "valid_perplexity" in (folder / "stdout").read_text()
 
 
 def test_samples_are_reproducible_and_cold_ones_are_the_likeliest(folder, run_here):
@@ -98,11 +98,40 @@ def test_interrupted_training_keeps_what_it_learned(folder, tmp_path, run_here, 
             break
     process.send_signal(sign)
     rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    assert process.returncode == 128 + sign, errors
     assert errors == ""
-    assert "Stopped after" in rest.splitlines()[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert "interrupted after" in rest and "Saved in" in rest.splitlines()[-1]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
     assert len(run_here("--sample", tmp_path, "--length", 5)) > 5
+
+
+def test_a_run_goes_on_and_refuses_what_is_another(folder, tmp_path):
+    """The same two hundred steps at once, and in two goes."""
+    small = ["--text", folder / "text.txt", *SMALL, "--sample-every", 30]
+    assert run(*small, "--out", tmp_path / "whole", "--steps", 60).returncode == 0
+    process = subprocess.Popen(
+        command(*small, "--out", tmp_path / "two", "--steps", 60),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            process.terminate()
+    process.communicate()
+    again = [*small, "--out", tmp_path / "two", "--steps", 60]
+    refused = run(*again)
+    assert refused.returncode == 1 and "which holds a run" in refused.stderr
+    other = run(*again, "--resume", "--learning-rate", 0.1)
+    assert other.returncode == 1 and "settings['learning_rate']" in other.stderr
+    other = run(*again, "--resume", "--hidden-size", 33)
+    assert other.returncode == 1 and "expected float32 [33" in other.stderr
+    none = run(*small, "--out", tmp_path / "mistyped", "--resume")
+    assert none.returncode == 1 and "got none. Is this the folder" in none.stderr
+    done = run(*again, "--resume")
+    assert done.returncode == 0, done.stderr
+    for name in ("weights.safetensors", "sample_30.txt", "sample_60.txt"):
+        one, two = ((tmp_path / n / name).read_bytes() for n in ("whole", "two"))
+        assert one == two, name
 
 
 def test_bad_input_is_refused_in_one_line(folder, tmp_path, run_here):
@@ -110,14 +139,14 @@ def test_bad_input_is_refused_in_one_line(folder, tmp_path, run_here):
     binary.write_bytes(b"\xff\xfe\xfd")
     short.write_text("abc")
     cases = {
-        ("--text", binary): f"--text: {binary} is not UTF-8",
-        ("--text", short): "--text: expected at least 2145 characters",
-        ("--text", tmp_path / "none"): f"--text: {tmp_path / 'none'} is no file.",
-        ("--temperature", 0): "--temperature: expected above 0, got 0.0.",
-        ("--batch-size", 0): "--batch-size: expected above 0, got 0.",
-        ("--warmup", -1): "--warmup: expected at least 0, got -1.",
-        ("--validation", 1): "--validation: expected in (0, 1), got 1.0.",
-        ("--sample", tmp_path): "model.json is not there; is this what --out was?",
+        ("--text", binary): "'utf-8' codec can't decode",
+        ("--text", short): "tokens: expected at least batch_size * (window + 1)",
+        ("--text", tmp_path / "none"): f"No such file or directory: '{tmp_path}/none'",
+        ("--temperature", 0): "--temperature, --validation: expected above 0",
+        ("--batch-size", 0): "batch_size: expected at least 1, got 0.",
+        ("--log-every", 0): "log_every: expected at least 1, got 0.",
+        ("--validation", 1): "--temperature, --validation: expected above 0, below 1.",
+        ("--sample", tmp_path): f"No such file or directory: '{tmp_path}/model.json'",
         ("--sample", folder / "out", "--prompt", "X"): "not in the vocabulary: 'X'.",
     }
     for args, words in cases.items():
