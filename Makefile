@@ -9,10 +9,11 @@ CASES ?= 200
 # elsewhere they are not.
 export LSTM_JAX_WERROR := 1
 
-.PHONY: train test test-all peers bench wheel sanitize lint clean
+.PHONY: train test test-all chaos peers bench wheel sanitize lint clean
 
+# Goes on where it was stopped, if it was.
 train: $(VENV)/package.stamp $(VENV)/examples.stamp
-	$(BIN)/python examples/char_lm.py
+	$(BIN)/python examples/char_lm.py $(if $(wildcard out/char_lm/checkpoints),--resume)
 
 # Most programs of tests run once: LLVM's optimizations would take a third of the time.
 # What XLA fuses and how it orders sums is the same without them.
@@ -30,6 +31,10 @@ test-all:
 	if [ -n "$(NEWEST)" ]; then \
 	  $(MAKE) test PYTHON=$(NEWEST) VENV=.venv-newest PYTEST="--contract=all $(PYTEST)"; \
 	else echo "No Python 3.13 here: the tests ran on one lane."; fi
+
+# Runs of training, killed twenty times each and resumed: equal to unbroken ones to the bit.
+chaos: $(VENV)/package.stamp $(VENV)/tests.stamp
+	PYTHONPATH=. $(BIN)/python tests/chaos.py $(CHAOS)
 
 # Parity with PyTorch and Keras, and their examples.
 peers: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp
