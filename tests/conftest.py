@@ -14,10 +14,13 @@ SAMPLED = {
     "test_export": 2,
     "test_linear_cross_entropy": 3,
     "test_kernels_nonfinite": 3,
+    "test_checkpoints": 2,
     "test_parallel": 2,
     "test_regularization": 2,
+    "test_resume": 2,
     "test_sharding": 4,
     "test_sharding_uses": 2,
+    "test_steps": 2,
 }
 
 jax.config.update("jax_num_cpu_devices", 4)

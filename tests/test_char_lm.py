@@ -53,7 +53,9 @@ def folder(tmp_path_factory):
     text = folder / "text.txt"
     text.write_text(TEXT)
     out = folder / "out"
-    done = run("--text", text, "--out", out, *SMALL, "--steps", 120, "--sample-every", 60)
+    done = run(
+        "--text", text, "--out", out, *SMALL, "--steps", 120, "--sample-every", 60
+    )
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder

@@ -222,7 +222,8 @@ def test_the_average_is_evaluated_and_training_goes_on_from_the_raw_weights():
     leaves_equal(result.state.params, bare.state.params)
     assert result.weights == "ema" and bare.weights == "params"
     figures = training.evaluate(runs.loss_fn, result.state.ema, runs.VALID)
-    assert result.history[-1]["valid_loss"] == figures["loss"]
+    assert result.history[-1]["ema_valid_loss"] == figures["loss"]
+    assert "valid_loss" not in result.history[-1]
     best = training.evaluate(runs.loss_fn, result.best, runs.VALID)["loss"]
     assert best == result.best_value
 

@@ -249,6 +249,25 @@ def test_tensorboard_passes_over_rows_that_are_written_again(tmp_path):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
+def test_data_that_fail_leave_the_newest_state_to_go_on_from(tmp_path):
+    def failing(epoch):
+        batches = runs.batches()(epoch)
+        yield from batches[: 2 if epoch == 2 else None]
+        if epoch == 2:
+            raise OSError("the disk went away")
+
+    options = {"steps": 20, "valid": runs.VALID, "evaluate_every": 12, "log_every": 4}
+    with pytest.raises(OSError, match="the disk went away"):
+        runs.run(tmp_path, failing, **options)
+    # The step whose batch was the last is there, its row and evaluation still to come.
+    assert training.Checkpoints(tmp_path / "checkpoints").steps()[-1] == 12
+    assert len(rows_of(tmp_path)) == 2
+    result = runs.run(tmp_path, resume=True, **options)
+    leaves_equal(result.state, runs.run(**options).state)
+    assert [row["step"] for row in result.history] == [4, 8, 12, 16, 20]
+    assert "valid_loss" in result.history[2]
+
+
 @pytest.mark.parametrize("kind", ["early", "epochs"])
 def test_a_killed_run_goes_on_bit_for_bit(kind, tmp_path):
     chaos.torment(kind, tmp_path, 3, random.Random(kind), say=lambda words: None)
@@ -305,4 +324,4 @@ def test_csv_is_readable_by_others(tmp_path):
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len({len(row) for row in rows}) == 1
-    assert rows[5]["valid_loss"] and not rows[4]["valid_loss"]
+    assert rows[5]["ema_valid_loss"] and not rows[4]["ema_valid_loss"]

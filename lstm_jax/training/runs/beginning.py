@@ -88,6 +88,11 @@ class Beginning:
         """What evaluations are of."""
         return "params" if self.plan.ema_decay is None else "ema"
 
+    @property
+    def prefix(self) -> str:
+        """What the names of held-out figures begin with: they say what they are of."""
+        return "valid_" if self.plan.ema_decay is None else "ema_valid_"
+
     def _prepare(self, state: TrainState) -> None:
         scale = state.scale
         if scale is None and self.monitor is not None and self.monitor.plateau:
@@ -231,7 +236,7 @@ class Beginning:
         names += ["skipped"]
         if self._evaluator is not None:
             figures = self._evaluator.names(self._of(self.state))
-            figures = [f"valid_{name}" for name in figures]
+            figures = [f"{self.prefix}{name}" for name in figures]
             assert self.monitor is not None
             self.monitor.check_names([*figures, *self.derived])
             names += figures

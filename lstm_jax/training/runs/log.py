@@ -95,8 +95,8 @@ class Log:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def row(self, row: dict[str, Any], words: str = "") -> None:
-        """Writes a row; ``words`` are for people alone."""
+    def row(self, row: dict[str, Any]) -> None:
+        """Writes a row."""
         row = {name: value for name, value in row.items() if value is not None}
         if unknown := [name for name in row if name not in self.columns]:
             raise ValueError(
@@ -111,7 +111,7 @@ class Log:
             for name, value in row.items():
                 if name != "step" and isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, row["step"])
-        line = ", ".join(filter(None, (_shown(row), words)))
+        line = _shown(row)
         self._bar.update(self._task, completed=row["step"], description=line)
         if self._show and not self._live:
             total = "" if self._total is None else f"/{self._total}"

@@ -139,8 +139,9 @@ def fit(
         valid: the held-out data, as ``batches``.
         valid_fn: what is evaluated; ``loss_fn`` if None.
         evaluate_every: steps; the end of each epoch if None. The last step always.
-        monitor: the figure that decides, "valid_loss" if None; every figure of the
-            evaluation has its name after "valid_".
+        monitor: the figure that decides, the held-out loss if None. Every figure of the
+            evaluation has its name after "valid_", or "ema_valid_" where it is of the
+            average.
         mode: "min" or "max"; needed unless ``monitor`` ends in "loss".
         min_delta: what a gain has to be more than, measured from the last gain.
         patience: evaluations without a gain until the run stops; None for no limit.
@@ -214,7 +215,9 @@ def fit(
         continues=continues,
         valid=valid,
         valid_fn=model.lift(loss_fn if valid_fn is None else valid_fn),
-        monitor=_monitor(valid, monitor, mode, min_delta, patience, plateau),
+        monitor=_monitor(
+            valid, plan.ema_decay, monitor, mode, min_delta, patience, plateau
+        ),
         out=None if out is None else pathlib.Path(out),
         keep=keep,
         settings=dict(settings or {}),
@@ -265,9 +268,12 @@ def _plan(loss_fn: Any, tx: Any, given: Any, max_skipped: int) -> steps.Plan:
     return plan._replace(max_skipped=max_skipped)
 
 
-def _monitor(valid: Any, name: str | None, *rule: Any) -> Monitor | None:
+def _monitor(
+    valid: Any, ema_decay: Any, name: str | None, *rule: Any
+) -> Monitor | None:
     if valid is not None:
-        return Monitor("valid_loss" if name is None else name, *rule)
+        prefix = "valid_" if ema_decay is None else "ema_valid_"
+        return Monitor(prefix + "loss" if name is None else name, *rule)
     needed = ("monitor", "mode", "patience", "plateau")
     given = zip(needed, (name, rule[0], rule[2], rule[3]), strict=True)
     for option, value in given:

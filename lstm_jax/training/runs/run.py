@@ -113,12 +113,12 @@ class Run(Beginning):
         self.state, report = self._step_fn(self.state, batch)
         self._pending.append((where, report))
         self._step += 1
+        self._record["settled"] = False
         # A batch is known again by its digest where the run may have to go on from it.
         every = self.schedule.save_every or self.schedule.evaluate_every
         due = every is not None and self._step % every == 0
         self._record["last"] = resuming.digest(self._feed.ahead) if due else None
         self._feed.take()
-        self._record["settled"] = False
         if self._timed_from is None:
             self._drain()  # What was compiled is not timed.
             self._start_clock()
@@ -201,9 +201,7 @@ class Run(Beginning):
             if figures is None:  # Interrupted: a resume evaluates first.
                 return None
         row = self._row(figures, speed)
-        self._log.row(
-            row, "valid of the average" if figures and self.weights == "ema" else ""
-        )
+        self._log.row(row)
         self._sums, self._window_tokens = Sums(), None
         self._record["settled"] = True
         self._start_clock()
@@ -217,7 +215,7 @@ class Run(Beginning):
         row["skipped"] = int(self.state.skipped)
         if self._record["grad_norm"] is not None:
             row["grad_norm"] = self._record["grad_norm"]
-        row |= {f"valid_{name}": value for name, value in (figures or {}).items()}
+        row |= {self.prefix + name: value for name, value in (figures or {}).items()}
         for name, figure in self.derived.items():
             if (value := _figure(figure, row)) is not None:
                 row[name] = value
@@ -276,6 +274,7 @@ class Run(Beginning):
         if self._skipping and reason is None:
             return  # Until a step is taken again: nothing is newer than what is good.
         self._record["finished"] = reason
+        before = time.perf_counter()
         self._checkpoints.save(
             self._step,
             self.state,
@@ -290,6 +289,7 @@ class Run(Beginning):
             best=self.standing.best_step,
         )
         self._saved, self._due = self._step, False
+        self._clock += time.perf_counter() - before
 
     def _save_first(self) -> None:
         """Before the first row is written there is a checkpoint to go on from."""
