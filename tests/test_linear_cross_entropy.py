@@ -344,7 +344,9 @@ def test_small_gradients_survive_float16():
     )
 
 
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.vmap], ids=str)
+@pytest.mark.parametrize(
+    "transform", [lambda f: f, jax.jit, jax.vmap], ids=str, ids=["jitted", "plain"]
+)
 def test_debug_nans_finds_none(transform):
     ys, kernel, bias, _, targets = case()
     loss = lambda ys, targets: linear_cross_entropy(
