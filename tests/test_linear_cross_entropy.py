@@ -345,7 +345,7 @@ def test_small_gradients_survive_float16():
 
 
 @pytest.mark.parametrize(
-    "transform", [lambda f: f, jax.jit, jax.vmap], ids=str, ids=["jitted", "plain"]
+    "transform", [lambda f: f, jax.jit, jax.vmap], ids=["plain", "jitted", "mapped"]
 )
 def test_debug_nans_finds_none(transform):
     ys, kernel, bias, _, targets = case()
