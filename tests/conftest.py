@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import signal
 import zlib
 
 import jax
@@ -22,6 +23,9 @@ SAMPLED = {
     "test_sharding_uses": 2,
     "test_steps": 2,
 }
+
+# In the background of a shell Ctrl-C is ignored, by these tests' programs too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
