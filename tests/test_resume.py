@@ -175,12 +175,16 @@ def test_the_last_state_is_there_and_a_writers_error_is_raised(tmp_path, monkeyp
 
 
 def test_nothing_to_resume_and_a_folder_in_use_are_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="resume: expected a run in out="):
+    with pytest.raises(
+        FileNotFoundError, match="resume: expected a run to go on with in out="
+    ):
         runs.run(tmp_path / "mistyped", resume=True)
     runs.run(tmp_path / "used", steps=4)
     with pytest.raises(FileExistsError, match="which holds a run"):
         runs.run(tmp_path / "used", steps=4)
-    with pytest.raises(FileNotFoundError, match="resume: expected a run in out=None"):
+    with pytest.raises(
+        FileNotFoundError, match="resume: expected a run to go on with in out=None"
+    ):
         runs.run(resume=True)
     assert runs.run(tmp_path / "new", steps=4, resume="auto").reason == "done"
     assert runs.run(tmp_path / "new", steps=4, resume="auto").reason == "done"

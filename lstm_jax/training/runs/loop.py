@@ -228,15 +228,20 @@ def fit(
         hooks=tuple(hooks),
     )
     options.check_choice("resume", resume, (True, False, "auto"))
+    try:
+        return _run(run, state, resume)
+    finally:
+        if run.state is not None:
+            model.give_back(run.state.params)
+
+
+def _run(run: Run, state: TrainState, resume: bool | str) -> Result:
     with Interruption() as interruption:
         try:
             reason = run.run(state, resume, interruption)
         except Diverged as error:
             error.result = _result(run, "diverged", None)
             raise
-        finally:
-            if run.state is not None:
-                model.give_back(run.state.params)
     number = interruption.number if reason == "interrupted" else None
     return _result(run, reason, number)
 
