@@ -183,7 +183,10 @@ def _tensorboard(folder: pathlib.Path | None, rows: list[dict]) -> Any:
         ) from error
     # Whoever reads the files passes over what was written from that step on.
     purge = rows[-1]["step"] + 1 if rows else None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+    # Two files of one second would have one name.
+    suffix = f".{purge or 0}"
+    board = str(folder / "tensorboard")
+    return SummaryWriter(board, purge_step=purge, filename_suffix=suffix)
 
 
 def _line(cells: list[Any]) -> bytes:
