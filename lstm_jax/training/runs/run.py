@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -61,7 +62,7 @@ class Run(Beginning):
         record = self._restore(resume)
         self._begin(record)
         try:
-            with self._checkpoints or _Nothing():
+            with self._checkpoints or contextlib.nullcontext():
                 return self._loop()
         finally:
             self.rows = self._log.rows
@@ -320,16 +321,6 @@ class Run(Beginning):
             hook(self.state, dict(row))
         self._log.resume()
         self._start_clock()
-
-
-class _Nothing:
-    """Where nothing is saved."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: Any) -> None:
-        return None
 
 
 def _figure(figure: Any, row: dict[str, Any]) -> float | None:
