@@ -56,14 +56,17 @@ class Ours:
 
     def parts(self, batch):
         copy = self.copy
-        embed = lambda table: jnp.sum(table[batch[0]] * self.ys)
+        embed = lambda table, words: jnp.sum(table[words] * self.ys)
         recur = lambda params, xs: jnp.sum(self.lstm.apply(params, xs)[1])
         soft = lambda ys, kernel, bias: training.linear_cross_entropy(
             ys, kernel, bias, batch[1]
         )
         update = lambda params: _clipped(params)
         programs = {
-            "embedding": (jax.jit(jax.grad(embed)), (copy["embedding"],)),
+            "embedding": (
+                jax.jit(jax.grad(embed)),
+                (copy["embedding"], jnp.asarray(batch[0])),
+            ),
             "LSTM": (jax.jit(jax.grad(recur, (0, 1))), (copy["lstm"], self.ys)),
             "softmax": (
                 jax.jit(jax.value_and_grad(soft, (0, 1, 2))),

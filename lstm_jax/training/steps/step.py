@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from lstm_jax.checks import border, options
 from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.training.steps import contract
-from lstm_jax.training.steps.accumulation import Objective, gradient
+from lstm_jax.training.steps.accumulation import Gradient, Objective, gradient
 from lstm_jax.training.steps.contract import LossFn, Value
 from lstm_jax.training.steps.state import Start, TrainState, check_start, start_of
 from lstm_jax.types import Array, PyTree
@@ -157,25 +156,31 @@ def plan(objective: Objective, tx: optax.GradientTransformation, **given: Any) -
 
 
 def compiled(plan: Plan) -> Callable[..., tuple[TrainState, Report]]:
-    """The step as a jitted function that takes what was checked, and reports."""
+    """The step as a function of what was checked; it reports.
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    Two programs: were it one, gradients would be part of its temporary memory, one
+    block that on a CPU the system hands out anew, page by page, at every step.
+    """
+    differentiated = jax.jit(functools.partial(_differentiated, plan))
+    stepped = jax.jit(functools.partial(_stepped, plan), donate_argnums=0)
+
     def run(state, batch, key=None):
-        return _step(plan, state, batch, key)
+        return stepped(state, differentiated(state, batch, key))
 
     return run
 
 
-def _step(
-    plan: Plan, state: TrainState, batch: Any, key: Any
-) -> tuple[TrainState, Report]:
-    objective = plan.objective
+def _differentiated(plan: Plan, state: TrainState, batch: Any, key: Any) -> Gradient:
     _check_state(plan, state)
     if key is None and state.key is not None:
         key = jax.random.fold_in(state.key, state.step)
-    grads, loss, carry, metrics = gradient(
-        objective, state.params, state.carry, batch, key
-    )
+    return gradient(plan.objective, state.params, state.carry, batch, key)
+
+
+def _stepped(
+    plan: Plan, state: TrainState, given: Gradient
+) -> tuple[TrainState, Report]:
+    grads, loss, carry, metrics = given
     wrong = _first_wrong(loss, grads)
     taken = wrong < 0
     if plan.max_skipped is not None and state.skipped_in_row is not None:
@@ -183,13 +188,16 @@ def _step(
     norm = None
     if plan.clip_norm is not None:
         grads, norm = _clip(grads, plan.clip_norm)
-    anew = start_of(objective.start, state.params, carry)
-    choose = lambda one, other: jnp.where(taken, one, other)
-    state = state._replace(carry=jax.tree.map(choose, carry, anew))
-    state = lax.cond(
-        taken, functools.partial(_updated, plan), lambda state, _: state, state, grads
+    anew = start_of(plan.objective.start, state.params, carry)
+    # Chosen entry by entry: a branch would need the clipped gradient as an array.
+    moving = ("params", "opt_state", "carry", "ema")
+    new = _updated(plan, state, grads)._replace(carry=carry)
+    old = state._replace(carry=anew)
+    choose = lambda new, old: jnp.where(taken, new, old)
+    chosen = jax.tree.map(
+        choose, *({name: getattr(one, name) for name in moving} for one in (new, old))
     )
-    state = _counted(state, taken)
+    state = _counted(state._replace(**chosen), taken)
     return state, Report(loss, metrics, norm, wrong, state.skipped_in_row)
 
 
@@ -209,30 +217,44 @@ def _first_wrong(loss: Value, grads: PyTree) -> Array:
     """-1 where all is finite, else 0 for the loss, n + 1 for leaf n of the gradient."""
     value = [term.total for term in loss] if isinstance(loss, tuple) else loss
     parts = [value, *jax.tree.leaves(grads)]
+    # Small enough that sums of finite squares are finite; a sum of numbers is many
+    # times faster here than a conjunction of flags.
     finite = [
-        jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(part)]))
+        jnp.stack([jnp.isfinite(_squares(x, _tiny(x))) for x in jax.tree.leaves(part)])
         for part in parts
     ]
-    bad = ~jnp.stack(finite)
+    bad = ~jnp.stack([jnp.all(each) for each in finite])
     return jnp.where(bad.any(), jnp.argmax(bad).astype(jnp.int32), -1)
 
 
 def _clip(grads: PyTree, limit: float) -> tuple[PyTree, Array]:
     """Gradients with a global norm of at most ``limit``, and what it was.
 
-    By the largest entry first: the square of 1e20 is no float32.
+    From smaller numbers where squares overflow: that of 1e20 is no float32.
     """
     leaves = jax.tree.leaves(grads)
     wide = max((accumulation_dtype(g.dtype) for g in leaves), key=lambda d: d.itemsize)
-    largest = [jnp.max(jnp.abs(leaf), initial=0).astype(wide) for leaf in leaves]
-    by = jnp.max(jnp.stack(largest))
-    by = jnp.where(by > 0, by, jnp.ones_like(by))
-    norm = by * optax.tree.norm(
-        jax.tree.map(lambda leaf: leaf.astype(wide) / by, grads)
-    )
+
+    def norm_by(factor):
+        squares = [_squares(leaf.astype(wide), factor) for leaf in leaves]
+        return jnp.sqrt(sum(squares[1:], start=squares[0])) / factor
+
+    plain, tiny = norm_by(1.0), norm_by(_tiny(jnp.zeros((), wide)))
+    norm = jnp.where(jnp.isfinite(plain), plain, tiny)
     factor = limit / jnp.maximum(norm, limit)
     clipped = lambda leaf: (leaf.astype(wide) * factor).astype(leaf.dtype)
     return jax.tree.map(clipped, grads), norm
+
+
+def _squares(leaf: Array, factor: float) -> Array:
+    """The sum of the squares of numbers times a factor."""
+    wide = leaf.astype(accumulation_dtype(leaf.dtype))
+    return jnp.sum(jnp.square(wide * factor))
+
+
+def _tiny(leaf: Array) -> float:
+    """A factor by which the squares of 2^30 finite numbers can be summed."""
+    return 0.5 ** (jnp.finfo(accumulation_dtype(leaf.dtype)).maxexp // 2 + 16)
 
 
 def _updated(plan: Plan, state: TrainState, grads: PyTree) -> TrainState:
