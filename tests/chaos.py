@@ -81,8 +81,7 @@ def left(out):
             {name: value for name, value in row.items() if name not in TIMES}
             for row in csv.DictReader(file)
         ]
-    finished = json.loads((last / "record.json").read_text())["finished"]
-    return {"leaves": manifest["leaves"], "rows": rows, "finished": finished}
+    return {"step": last.name, "leaves": manifest["leaves"], "rows": rows}
 
 
 def finish(process):
@@ -109,7 +108,7 @@ def torment(kind, folder, kills, rng, say=print):
     before = time.perf_counter()
     finish(launch(kind, folder / "whole"))
     whole, lasted = left(folder / "whole"), time.perf_counter() - before
-    say(f"{kind}: {lasted:.1f} s, {len(whole['rows'])} rows, {whole['finished']}")
+    say(f"{kind}: {lasted:.1f} s, {len(whole['rows'])} rows, {whole['step']}")
     done, run = 0, 0
     while done < kills:
         out = folder / f"killed_{run}"

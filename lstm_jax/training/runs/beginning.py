@@ -168,7 +168,6 @@ class Beginning:
         first = self._first(cursor)
         self._record = record or {
             "settled": True,
-            "finished": None,
             "sums": {},
             "tokens": 0,
             "seconds": 0.0,

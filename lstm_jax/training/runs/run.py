@@ -266,15 +266,14 @@ class Run(Beginning):
         best = row is not None and self.standing.best_step == self._step
         self._due = due or best
         if self._due:
-            self._save(reason)
+            self._save(last=reason is not None)
 
-    def _save(self, reason: str | None = None) -> None:
+    def _save(self, last: bool = False) -> None:
         if self._checkpoints is None or self._saved == self._step:
             return
         self._drain()
-        if self._skipping and reason is None:
+        if self._skipping and not last:
             return  # Until a step is taken again: nothing is newer than what is good.
-        self._record["finished"] = reason
         before = time.perf_counter()
         self._checkpoints.save(
             self._step,
