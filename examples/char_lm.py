@@ -132,7 +132,7 @@ def train(config):
         tx,
         training.create(model.init(key), tx, zeros, key=key),
         data.stream_batches(tokens[:-held_out], config.batch_size, config.window),
-        valid=data.stream_batches(tokens[-held_out:], 1, held_out - 1),
+        valid=data.stream_batches(tokens[-held_out:], 1, 4096, tail=True),
         evaluate_every=config.sample_every,
         clip_norm=config.clip,
         settings=settings | {"characters": characters},

@@ -40,6 +40,19 @@ def test_stream_batches_refuses_too_few_tokens():
     assert len(list(data.stream_batches(np.arange(12), 2, 5))) == 1
 
 
+@pytest.mark.parametrize(
+    "count, batch_size, window", [(211, 1, 64), (2, 1, 9), (50, 7, 3)]
+)
+def test_the_tail_of_a_stream_is_a_shorter_batch(count, batch_size, window):
+    tokens = np.random.default_rng(0).permutation(count)
+    batches = data.stream_batches(tokens, batch_size, window, tail=True)
+    whole = tokens[: count // batch_size * batch_size].reshape(batch_size, -1)
+    inputs, targets = (np.concatenate(part, 1) for part in zip(*batches, strict=True))
+    assert len(list(batches)) == len(batches) == -(-(whole.shape[1] - 1) // window)
+    np.testing.assert_array_equal(inputs, whole[:, :-1])
+    np.testing.assert_array_equal(targets, whole[:, 1:])
+
+
 @pytest.mark.parametrize("length", [None, 9])
 def test_pad_sequences_keeps_everything(length):
     rng = np.random.default_rng(0)
@@ -96,6 +109,10 @@ def test_pad_sequences_keeps_everything(length):
         (
             lambda: data.stream_batches(np.arange(9), 2, 0),
             "window: expected at least 1, got 0.",
+        ),
+        (
+            lambda: data.stream_batches(np.arange(5), 3, 2, tail=True),
+            "tokens: expected at least batch_size * 2 = 3 * 2 = 6, got 5.",
         ),
     ],
 )

@@ -2,11 +2,13 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import lstm_jax as lj
 from lstm_jax import data, training
 from tests import runs
 
@@ -125,6 +127,42 @@ def test_an_evaluation_does_not_depend_on_its_batches():
     )
     for size, loss in got.items():
         assert loss == pytest.approx(expected, rel=1e-6), size
+
+
+@pytest.mark.parametrize("window", [1, 10, 64, 210])
+def test_an_evaluation_of_a_stream_does_not_depend_on_its_windows(window):
+    """210 targets are no multiple of 64: its tail counts too."""
+    tokens = np.random.default_rng(4).integers(0, 5, 211)
+    model = lj.LSTM(5, 7)
+    params = model.init(jax.random.key(0))
+
+    def loss_fn(params, carry, batch, key):
+        carry, ys = model.apply(params, jax.nn.one_hot(batch[0], 5), carry)
+        loss = training.cross_entropy(ys[..., :5], batch[1], weighted=True)
+        return loss, (carry, {})
+
+    stream = data.stream_batches(tokens, 1, window, tail=True)
+    zeros = model.zero_state((1,))
+    first, second = (
+        training.evaluate(loss_fn, params, stream, carry=zeros)["loss"] for _ in "ab"
+    )
+    ys = model.apply(params, jax.nn.one_hot(tokens[None, :-1], 5))[1][0, :, :5]
+    logits = np.asarray(ys, np.float64)
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -logs[np.arange(210), tokens[1:]].mean()
+    assert first == second == pytest.approx(expected, rel=1e-6)
+
+
+def test_twenty_million_tokens_are_added_up_exactly():
+    """In bfloat16, whose sums stand still from 256 on; float32's do from 2^24 on."""
+
+    def loss_fn(params, carry, batch, key):
+        losses = (batch * params).astype(jnp.bfloat16)
+        return training.squared_error(losses, 0 * losses, weighted=True), (carry, {})
+
+    batches = [np.full((1, 2_000_000, 1), n % 2, np.float32) for n in range(11)]
+    figures = training.evaluate(loss_fn, jnp.ones(()), batches)
+    assert figures["loss"] == pytest.approx(5 / 11, rel=1e-7)
 
 
 def test_means_of_several_batches_are_refused():

@@ -244,13 +244,40 @@ def test_rows_after_the_checkpoint_are_cut_off(tmp_path):
         runs.run(out, resume=True, **OPTIONS)
 
 
-def test_tensorboard_passes_over_rows_that_are_written_again(tmp_path):
-    board = pytest.importorskip("tensorboardX")
-    assert board
+def scalars_of(folder):
+    """What TensorBoard shows: of each figure the last value that was written a step."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    shown = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        content, place, from_step = path.read_bytes(), 0, None
+        while place < len(content):
+            size = int.from_bytes(content[place : place + 8], "little")
+            event = event_pb2.Event.FromString(content[place + 12 : place + 12 + size])
+            place += 16 + size
+            if event.HasField("session_log"):
+                from_step = event.step
+                shown = {at: v for at, v in shown.items() if at[1] < from_step}
+            for value in event.summary.value:
+                shown[value.tag, event.step] = value.simple_value
+    return shown
+
+
+def test_tensorboard_shows_the_rows_of_a_run_that_was_resumed(tmp_path):
     with pytest.raises(InterruptedError):
         runs.run(tmp_path, tensorboard=True, **OPTIONS, hooks=[stopping_at(8)])
-    runs.run(tmp_path, tensorboard=True, resume=True, **OPTIONS)
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    result = runs.run(tmp_path, tensorboard=True, resume=True, **OPTIONS)
+    folder = tmp_path / "tensorboard"
+    assert len(list(folder.iterdir())) == 2
+    shown = scalars_of(folder)
+    expected = {
+        (name, row["step"]): value
+        for row in result.history
+        for name, value in row.items()
+        if name != "step"
+    }
+    assert set(shown) == set(expected)
+    for at, value in expected.items():
+        assert shown[at] == pytest.approx(value, rel=1e-6), at
 
 
 def test_data_that_fail_leave_the_newest_state_to_go_on_from(tmp_path):

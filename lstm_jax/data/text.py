@@ -85,7 +85,9 @@ class Vocabulary:
         return "".join(self.characters[token] for token in tokens.tolist())
 
 
-def stream_batches(tokens: np.ndarray, batch_size: int, window: int) -> StreamBatches:
+def stream_batches(
+    tokens: np.ndarray, batch_size: int, window: int, *, tail: bool = False
+) -> StreamBatches:
     """Cuts one long stream into B parallel ones, window by window.
 
     Row b of each batch goes on where row b of the batch before ended, so that the state
@@ -98,12 +100,15 @@ def stream_batches(tokens: np.ndarray, batch_size: int, window: int) -> StreamBa
         row 1       5 6    7 8                  6 7    8 9
 
     Every row has the same number of whole windows; the tokens left over, fewer than
-    ``B * (window + 1) + 1``, are at the end of the rows and of the stream.
+    ``B * (window + 1) + 1``, are at the end of the rows and of the stream. With
+    ``tail`` those at the end of the rows are a last, shorter batch; with one row that
+    is every token, as an evaluation needs whose figure does not depend on the window.
 
     Args:
         tokens: ``[N]``.
         batch_size: B.
         window: T, steps in one batch.
+        tail: whether what is left of the rows is a batch too.
 
     Returns:
         Batches ``(inputs, targets)``, ``[B, T]`` each, new arrays that nothing else
@@ -128,14 +133,17 @@ def stream_batches(tokens: np.ndarray, batch_size: int, window: int) -> StreamBa
         raise ValueError(
             f"tokens: expected one stream of shape [N], got {list(tokens.shape)}."
         )
+    options.check_flag("tail", tail)
     row = len(tokens) // batch_size
-    windows = (row - 1) // window
-    if windows < 1:
+    least = 2 if tail else window + 1
+    if row < least:
+        needed = "2" if tail else "(window + 1)"
         raise ValueError(
-            f"tokens: expected at least batch_size * (window + 1) = {batch_size} * "
-            f"{window + 1} = {batch_size * (window + 1)}, got {len(tokens)}."
+            f"tokens: expected at least batch_size * {needed} = {batch_size} * {least} "
+            f"= {batch_size * least}, got {len(tokens)}."
         )
-    return StreamBatches(tokens[: batch_size * row].reshape(batch_size, -1), window)
+    rows = tokens[: batch_size * row].reshape(batch_size, -1)
+    return StreamBatches(rows, window, tail)
 
 
 class StreamBatches:
@@ -148,21 +156,22 @@ class StreamBatches:
 
     continues = True
 
-    def __init__(self, rows: np.ndarray, window: int):
+    def __init__(self, rows: np.ndarray, window: int, tail: bool = False):
         """Takes the rows, ``[B, N]``, and T, steps in one batch."""
-        self._rows, self._window = rows, window
+        self._rows, self._window, self._tail = rows, window, tail
         self._next = iter(self)
 
     def __len__(self) -> int:
         """Returns how many batches there are."""
-        return (self._rows.shape[1] - 1) // self._window
+        targets = self._rows.shape[1] - 1
+        return -(-targets // self._window) if self._tail else targets // self._window
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Goes through all of them."""
         for n in range(len(self)):
             start, stop = n * self._window, (n + 1) * self._window
-            rows = self._rows
-            yield rows[:, start:stop].copy(), rows[:, start + 1 : stop + 1].copy()
+            inputs, targets = self._rows[:, :-1], self._rows[:, 1:]
+            yield inputs[:, start:stop].copy(), targets[:, start:stop].copy()
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns one after the other, once."""
