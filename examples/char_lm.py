@@ -1,18 +1,12 @@
-"""Trains a character model on text and writes more of it.
+"""Trains a character model on text, and writes more. Ctrl-C saves, --resume goes on.
 
-    python examples/char_lm.py              # CPython's documentation, three minutes
-    python examples/char_lm.py --text FILE  # any UTF-8 file
-    python examples/char_lm.py --sample out/char_lm --prompt "The class "
-
-Truncated backpropagation through time: the LSTM's state is handed on from window to
-window, the gradient is not. Ctrl-C saves and ends; with --resume the run goes on.
+python examples/char_lm.py              # CPython's documentation, three minutes
+python examples/char_lm.py --text FILE  # any UTF-8 file
+python examples/char_lm.py --sample out/char_lm --prompt "The class "
 """
 
 import dataclasses
-import functools
 import json
-import math
-import os
 import pathlib
 import pydoc_data.topics
 import sys
@@ -23,13 +17,12 @@ import jax.numpy as jnp
 import optax
 
 import lstm_jax as lj
-from lstm_jax import data, training
+from lstm_jax import data, decoding, training
 
 try:
     import tyro
 except ImportError as error:
     sys.exit(f'char_lm: {error.name} is missing: pip install "lstm_jax[examples]"')
-
 PASSED_ON = ("out", "resume", "steps", "log_every", "save_every", "reset_rate")
 MAY_CHANGE = {"out", "resume", "sample", "prompt", "temperature", "length", "steps"}
 
@@ -68,11 +61,9 @@ class Model(NamedTuple):
     def init(self, key):
         keys, size = jax.random.split(key, 3), len(self.vocabulary)
         embedding = jax.random.normal(keys[0], (size, self.lstm.input_size))
-        shape, glorot = (
-            (self.lstm.output_size, size),
-            jax.nn.initializers.glorot_uniform(),
-        )
-        readout = {"kernel": glorot(keys[2], shape), "bias": jnp.zeros(size)}
+        glorot = jax.nn.initializers.glorot_uniform()
+        kernel = glorot(keys[2], (self.lstm.output_size, size))
+        readout = {"kernel": kernel, "bias": jnp.zeros(size)}
         return {"embedding": embedding, "lstm": self.lstm.init(keys[1]), **readout}
 
     def loss(self, params, state, batch, key):
@@ -81,25 +72,15 @@ class Model(NamedTuple):
         logits = ys @ params["kernel"] + params["bias"]
         return training.cross_entropy(logits, batch[1], weighted=True), (state, {})
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def next(self, params, state, token, temperature, key):
-        x = params["embedding"][token]
-        state, y = self.lstm.step(params["lstm"], state, x)
-        logits = y @ params["kernel"] + params["bias"]
-        return state, jax.random.categorical(key, logits / temperature)
+    def step(self, params, state, tokens):
+        state, y = self.lstm.step(params["lstm"], state, params["embedding"][tokens])
+        return state, y @ params["kernel"] + params["bias"]
 
     def write(self, params, prompt, length, config):
-        """Prints the prompt and what follows it, and returns both."""
-        tokens, state = [*self.vocabulary.encode(prompt)], self.lstm.zero_state()
-        keys = jax.random.split(jax.random.key(config.seed), len(tokens) + length)
-        print(prompt, end="")
-        for n, key in enumerate(keys[:-1]):
-            state, token = self.next(params, state, tokens[n], config.temperature, key)
-            if n + 1 == len(tokens):
-                tokens.append(int(token))
-                print(self.vocabulary.decode(tokens[-1:]), end="", flush=True)
-        print()
-        return self.vocabulary.decode(tokens)
+        prompts, state = [self.vocabulary.encode(prompt)], self.lstm.zero_state((1,))
+        noise = {"key": jax.random.key(config.seed), "temperature": config.temperature}
+        written = decoding.generate(self.step, params, state, prompts, length, **noise)
+        return prompt + self.vocabulary.decode(written.tokens[0])
 
 
 def train(config):
@@ -109,34 +90,33 @@ def train(config):
     sizes = config.embedding_size, config.hidden_size, config.num_layers
     model = Model(data.Vocabulary.of(text), lj.LSTM(*sizes, dropout=config.dropout))
     prompt, tokens = config.prompt or text[:1], model.vocabulary.encode(text)
-    model.vocabulary.encode(prompt)  # An error now, not after the training.
 
     def sample(state, row):
         if "valid_loss" in row:
-            print(f"\n--- step {row['step']} ---")
             length = config.length if row["step"] == config.steps else 160
             written = model.write(state.params, prompt, length, config)
+            print(f"\n--- step {row['step']} ---\n{written}")
             (config.out / f"sample_{row['step']}.txt").write_text(written, "utf-8")
 
     steps, rate = config.steps, config.learning_rate
     warmup, last = min(config.warmup, steps - 1), rate / 100
     tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps, last))
-    key, zeros = (
-        jax.random.key(config.seed),
-        model.lstm.zero_state((config.batch_size,)),
-    )
+    key, rows = jax.random.key(config.seed), (config.batch_size,)
+    model.write(model.init(key), prompt, 1, config)  # An error now, not in the middle.
     characters = model.vocabulary.characters
     settings = {k: str(v) for k, v in vars(config).items() if k not in MAY_CHANGE}
     result = training.fit(
         model.loss,
         tx,
-        training.create(model.init(key), tx, zeros, key=key),
+        training.create(model.init(key), tx, model.lstm.zero_state(rows), key=key),
         data.stream_batches(tokens[:-held_out], config.batch_size, config.window),
         valid=data.stream_batches(tokens[-held_out:], 1, 4096, tail=True),
         evaluate_every=config.sample_every,
         clip_norm=config.clip,
         settings=settings | {"characters": characters},
-        derived={"valid_perplexity": lambda row: math.exp(row["valid_loss"])},
+        derived={
+            "valid_perplexity": lambda row: training.perplexity(row["valid_loss"])
+        },
         flops_per_token=model,
         hooks=[sample],
         **{name: getattr(config, name) for name in PASSED_ON},
@@ -144,7 +124,7 @@ def train(config):
     training.save_weights(config.out / "weights.safetensors", result.state.params)
     saved = {"characters": characters, "lstm": model.lstm.to_config()}
     (config.out / "model.json").write_text(json.dumps(saved, indent=2))
-    print(f"Saved in {config.out}:", ", ".join(sorted(os.listdir(config.out))))
+    print(f"Saved in {config.out}:", *sorted(p.name for p in config.out.iterdir()))
     return result.exit_status
 
 
@@ -153,20 +133,17 @@ def sample(config):
     model = Model(data.Vocabulary(saved["characters"]), lj.from_config(saved["lstm"]))
     like = jax.eval_shape(model.init, jax.random.key(0))
     params = training.load_weights(config.sample / "weights.safetensors", like)
-    model.write(params, config.prompt or saved["characters"][0], config.length, config)
+    prompt = config.prompt or saved["characters"][0]
+    print(model.write(params, prompt, config.length, config))
 
 
 def main():
     config = tyro.cli(Config, description=__doc__)
     try:
-        if config.temperature <= 0 or not 0 < config.validation < 1:
-            raise ValueError("--temperature, --validation: expected above 0, below 1.")
-        status = train(config) if config.sample is None else sample(config)
+        return train(config) if config.sample is None else sample(config)
     except (ValueError, OSError) as error:
-        status = f"char_lm: {error}"
-    if status:
-        sys.exit(status)
+        return f"char_lm: {error}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

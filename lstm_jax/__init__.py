@@ -58,7 +58,7 @@ __all__ = (
 )
 
 # Loaded when they are first named, with what they need: Optax, Flax.
-_LAZY = ("data", "linen", "nnx", "training")
+_LAZY = ("data", "decoding", "linen", "nnx", "training")
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -22,6 +22,7 @@ PUBLIC = {
         state_to_torch to_keras to_torch
     """,
     "lstm_jax.data": "Vocabulary pad_sequences stream_batches",
+    "lstm_jax.decoding": "Generated generate sample",
     "lstm_jax.linen": "LSTM Stack params_of variables_of",
     "lstm_jax.nnx": "LSTM Parameters Stack",
     "lstm_jax.training": """
@@ -33,7 +34,7 @@ PUBLIC = {
     """,
 }
 NAMES = [(module, name) for module, names in PUBLIC.items() for name in names.split()]
-LAZY = ("data", "linen", "nnx", "training")
+LAZY = ("data", "decoding", "linen", "nnx", "training")
 
 
 @pytest.mark.parametrize("module", PUBLIC)

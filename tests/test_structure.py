@@ -18,7 +18,10 @@ SOURCES = sorted(
 )
 PUBLIC_MODULES = (
     "lstm_jax",
-    *(f"lstm_jax.{name}" for name in ("convert", "data", "linen", "nnx", "training")),
+    *(
+        f"lstm_jax.{name}"
+        for name in ("convert", "data", "decoding", "linen", "nnx", "training")
+    ),
 )
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 40

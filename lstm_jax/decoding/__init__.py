@@ -1,0 +1,7 @@
+"""Sequences written by a model, a token at a time, in one program."""
+
+from lstm_jax.decoding.generation import Generated as Generated
+from lstm_jax.decoding.generation import generate as generate
+from lstm_jax.decoding.sampling import sample as sample
+
+__all__ = ("Generated", "generate", "sample")

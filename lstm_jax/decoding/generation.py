@@ -1,0 +1,247 @@
+"""Prompts are read and gone on with, by any step that makes logits of a token."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lstm_jax.checks import border, options
+from lstm_jax.data.sequences import pad_sequences
+from lstm_jax.decoding import sampling
+from lstm_jax.types import Array, PyTree
+
+Step = Callable[[Any, Any, Array], tuple[Any, Array]]
+
+
+class Generated(NamedTuple):
+    """What was written.
+
+    Attributes:
+        tokens: int32 ``[B, length]``, ``fill`` after a row's end.
+        lengths: int32 ``[B]``, tokens of each row, the one that it stopped at included.
+        scores: float32 ``[B]``, the sum of the logarithms of their probabilities, by
+            the model itself: before temperature, top_k and top_p.
+        state: the state before each row's last token. With that token as a prompt it
+            is gone on from there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lstm_jax import decoding
+        >>> count = lambda params, state, token: (state, jnp.eye(9)[token + 1])
+        >>> decoding.generate(count, None, (), [[2]], 3, temperature=0.0).lengths
+        Array([3], dtype=int32)
+    """
+
+    tokens: Array
+    lengths: Array
+    scores: Array
+    state: PyTree
+
+
+def generate(
+    step: Step,
+    params: PyTree,
+    state: PyTree,
+    prompts: Any,
+    length: int,
+    *,
+    key: Any = None,
+    temperature: Any = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: int | Sequence[int] = (),
+    fill: int = 0,
+) -> Generated:
+    """Goes on with prompts, token by token, in one compiled program.
+
+    The program is compiled for a function ``step``, a number of rows, and lengths of
+    prompts and of what is written up to the next power of two: all within it run the
+    same one. So define ``step`` once, not anew at each call, and hand what it computes
+    with over as ``params``. The loop ends where every row has stopped. A row's tokens
+    do not depend on the others.
+
+    Args:
+        step: ``step(params, state, tokens) -> (state, logits)``, tokens int32 ``[B]``,
+            logits ``[B, V]``. An attention's memory is part of the state.
+        params: whatever ``step`` takes.
+        state: before the prompts; each leaf has B rows, ``[B, ...]``.
+        prompts: ``[B, T]`` integers, or B sequences of any lengths; each has at least
+            one token, which the model begins with.
+        length: most tokens to write.
+        key: a typed key, which the rows split; or one for each row, ``[B]``. None where
+            ``temperature`` is 0.
+        temperature: as for :func:`sample`, as are ``top_k`` and ``top_p``.
+        top_k: how many tokens to draw from.
+        top_p: the probability to draw from.
+        stop: a token, or several, that end a row.
+        fill: what stands after a row's end.
+
+    Raises:
+        ValueError: if a prompt is empty, the state has not as many rows as there are
+            prompts, an option is out of range, or there is no key to draw with.
+        TypeError: if prompts are no integers.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lstm_jax as lj
+        >>> from lstm_jax import decoding
+        >>> model = lj.LSTM(5, 5)
+        >>> def step(params, state, tokens):
+        ...     return model.step(params, state, jax.nn.one_hot(tokens, 5))
+        >>> params, state = model.init(jax.random.key(0)), model.zero_state((2,))
+        >>> prompts = [[1, 2, 3], [4]]
+        >>> written = decoding.generate(
+        ...     step, params, state, prompts, 7, key=jax.random.key(1), top_k=3, stop=0
+        ... )
+        >>> written.tokens.shape
+        (2, 7)
+    """
+    options.check_callable("step", step, "lambda params, state, tokens: ...")
+    options.check_positive("length", length)
+    sampling.check_options(key, temperature, top_k, top_p)
+    tokens, lengths = _padded(prompts)
+    params = border.take_leaves("params", params)
+    state = border.take_leaves("state", state)
+    rows = tokens.shape[0]
+    _check_rows(state, rows)
+    if key is not None:
+        key = jax.random.split(key, rows) if key.shape == () else key
+        if key.shape != (rows,):
+            raise ValueError(
+                f"key: expected one, or one for each of {rows} rows, got "
+                f"{list(key.shape)}."
+            )
+    last = np.unique(np.atleast_1d(np.asarray(stop, np.int32)))
+    written = _written(
+        *(step, _bucket(length), top_k, top_p, params, state, tokens, lengths),
+        *(np.int32(length), key, temperature, last, np.int32(fill)),
+    )
+    return written._replace(tokens=written.tokens[:, :length])
+
+
+def _padded(prompts: Any) -> tuple[Any, Any]:
+    """Prompts as an array as wide as their bucket, and their lengths."""
+    if isinstance(prompts, jax.Array):
+        _check_prompt("prompts", prompts, 2)
+        rows, width = prompts.shape
+        padding = (0, 0), (0, _bucket(width) - width)
+        tokens = jnp.pad(prompts.astype(jnp.int32), padding)
+        return tokens, jnp.full(rows, width, jnp.int32)
+    if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__len__"):
+        raise TypeError(
+            f"prompts: expected B sequences of integers, got {type(prompts).__name__}. "
+            "Vocabulary.encode makes numbers of text."
+        )
+    if not len(prompts):
+        raise ValueError("prompts: expected at least one, got none.")
+    sequences = [
+        border.read(f"prompts[{n}]", prompt, allow_lists=True)
+        for n, prompt in enumerate(prompts)
+    ]
+    for n, sequence in enumerate(sequences):
+        _check_prompt(f"prompts[{n}]", sequence, 1)
+        if sequence.min() < 0:
+            raise ValueError(f"prompts[{n}]: expected tokens, got {sequence.min()}.")
+    tokens, lengths = pad_sequences(sequences)
+    wide = np.pad(tokens, ((0, 0), (0, _bucket(tokens.shape[1]) - tokens.shape[1])))
+    return wide.astype(np.int32), lengths
+
+
+def _check_prompt(name: str, prompt: Any, ndim: int) -> None:
+    if prompt.ndim != ndim:
+        letters = "[B, T]" if ndim == 2 else "[T]"
+        raise ValueError(
+            f"{name}: expected shape {letters}, got {list(prompt.shape)}. One prompt "
+            "alone is [prompt]."
+        )
+    if not prompt.size:
+        raise ValueError(f"{name}: expected a token to begin with, got none.")
+    if not jnp.issubdtype(prompt.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected integers, got {prompt.dtype}.")
+
+
+def _bucket(number: int) -> int:
+    """The power of two that a number is compiled for, 8 or more."""
+    return max(8, 1 << (int(number) - 1).bit_length())
+
+
+def _check_rows(state: PyTree, rows: int) -> None:
+    for path, leaf in jax.tree.leaves_with_path(state):
+        shape = jnp.shape(leaf)
+        if shape[:1] != (rows,):
+            raise ValueError(
+                f"state{jax.tree_util.keystr(path)}: expected {rows} rows, as prompts "
+                f"has, got shape {list(shape)}. model.zero_state(({rows},)) has them."
+            )
+
+
+class _Writing(NamedTuple):
+    """Between two steps: ``token`` is what the next one reads."""
+
+    number: Array
+    state: PyTree
+    token: Array
+    done: Array
+    written: Generated
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _written(step, longest, top_k, top_p, params, state, tokens, lengths, *rest):
+    length, key, temperature, stop, fill = rest
+    ahead = functools.partial(_read, functools.partial(step, params), lengths - 1)
+    state, _ = lax.scan(ahead, state, (jnp.arange(tokens.shape[1]), tokens.T))
+    zeros = jnp.zeros_like(lengths)
+    last = jnp.take_along_axis(tokens, (lengths - 1)[:, None], 1)[:, 0]
+    blank = jnp.full((len(lengths), longest), fill)
+    written = Generated(blank, zeros, zeros.astype(jnp.float32), state)
+    start = _Writing(jnp.int32(0), state, last, zeros > 0, written)
+
+    def goes_on(now):
+        return (now.number < length) & ~now.done.all()
+
+    def write(now):
+        state, logits = step(params, now.state, now.token)
+        if key is None:
+            token = jnp.argmax(logits, -1).astype(jnp.int32)
+        else:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(key, now.number)
+            token = sampling.draw(logits, keys, temperature, top_k, top_p)
+        return _with(now, state, logits, token, stop)
+
+    return lax.while_loop(goes_on, write, start).written
+
+
+def _read(step: Any, lengths: Array, state: PyTree, at: Any) -> tuple[PyTree, None]:
+    """Reads a token of each row whose prompt has one there, but for its last."""
+    number, tokens = at
+    return _chosen(number < lengths, step(state, tokens)[0], state), None
+
+
+def _with(now: _Writing, state: PyTree, logits: Any, token: Array, stop: Any) -> Any:
+    """What stands after one more token of each row that has not stopped."""
+    going, old = ~now.done, now.written
+    column = jnp.where(going, token, old.tokens[:, now.number])
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+    log = jnp.take_along_axis(logs, token[:, None], -1)[:, 0]
+    written = Generated(
+        old.tokens.at[:, now.number].set(column),
+        old.lengths + going.astype(jnp.int32),
+        old.scores + jnp.where(going, log, jnp.zeros_like(log)),
+        _chosen(going, state, now.state),
+    )
+    done = now.done | (token[:, None] == stop[None]).any(-1)
+    return _Writing(now.number + 1, written.state, token, done, written)
+
+
+def _chosen(rows: Array, one: PyTree, other: PyTree) -> PyTree:
+    """One of two states for each row."""
+
+    def choose(new, old):
+        return jnp.where(jnp.expand_dims(rows, tuple(range(1, new.ndim))), new, old)
+
+    return jax.tree.map(choose, one, other)

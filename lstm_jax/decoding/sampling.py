@@ -1,0 +1,121 @@
+"""The next token from its logits: the likeliest, or drawn from some of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.checks import arrays, border, options
+from lstm_jax.types import Array
+
+
+def sample(
+    logits: Any,
+    key: Any = None,
+    *,
+    temperature: Any = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Array:
+    """Draws a token of each row.
+
+    First logits are divided by the temperature; then the k largest are kept, of equal
+    ones those that come first; then, of what these make of 1 together, the smallest
+    number of the largest that reach p: at least one. All of it is computed in float32,
+    and so is the noise, fine enough for tokens of a probability of 1e-30.
+
+    Args:
+        logits: ``[..., V]``.
+        key: a typed key; or one for each row, ``[...]``, so that a row draws what it
+            would draw alone. None where nothing is drawn.
+        temperature: at 0 the largest logit is taken, the first of equal ones.
+        top_k: how many to draw from; all if None.
+        top_p: the probability to draw from; all if None.
+
+    Returns:
+        Tokens, int32 ``[...]``.
+
+    Raises:
+        ValueError: if an option is out of range, or there is no key to draw with.
+        TypeError: if logits are no floating array.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lstm_jax import decoding
+        >>> logits = jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1]))
+        >>> int(decoding.sample(logits, temperature=0.0))
+        0
+        >>> draw = lambda key: decoding.sample(logits, key, top_p=0.6)
+        >>> tokens = jax.vmap(draw)(jax.random.split(jax.random.key(0), 100))
+        >>> sorted({int(token) for token in tokens})
+        [0, 1]
+    """
+    logits = border.take("logits", logits)
+    arrays.check_array("logits", logits)
+    check_options(key, temperature, top_k, top_p)
+    rows = logits.shape[:-1]
+    if key is None:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    if key.shape not in ((), rows):
+        raise ValueError(
+            f"key: expected one, or one for each row, {list(rows)}, got "
+            f"{list(key.shape)}."
+        )
+    return draw(logits, key, temperature, top_k, top_p)
+
+
+def check_options(key: Any, temperature: Any, top_k: Any, top_p: Any) -> None:
+    """Checks what can be checked before anything is traced."""
+    known = not isinstance(temperature, jax.Array)
+    if known:
+        options.check_finite("temperature", temperature)
+        if temperature < 0:
+            raise ValueError(f"temperature: expected at least 0, got {temperature}.")
+    if key is None and not (known and temperature == 0):
+        raise ValueError(
+            "key: expected one, since tokens are drawn, got None. temperature=0.0 "
+            "takes the likeliest ones and needs none."
+        )
+    if key is not None and not jnp.issubdtype(
+        getattr(key, "dtype", None), jax.dtypes.prng_key
+    ):
+        raise TypeError(f"key: expected jax.random.key(seed), got {key!r}.")
+    if top_k is not None:
+        options.check_positive("top_k", top_k)
+    if top_p is not None:
+        options.check_probability("top_p", top_p)
+
+
+def draw(logits: Array, key: Array, temperature: Any, top_k: Any, top_p: Any) -> Array:
+    """Draws, with options that were checked."""
+    logits = logits.astype(jnp.float32)
+    temperature = jnp.float32(temperature)
+    cold = temperature <= 0
+    warm = logits / jnp.where(cold, jnp.float32(1), temperature)
+    order = None
+    if top_k is not None or top_p is not None:
+        order = jnp.argsort(-warm, -1, stable=True)
+        warm = _kept(jnp.take_along_axis(warm, order, -1), top_k, top_p)
+    categorical = lambda key, row: jax.random.categorical(key, row, mode="high")
+    for _ in key.shape:
+        categorical = jax.vmap(categorical)
+    places = categorical(key, warm)
+    if order is not None:
+        places = jnp.take_along_axis(order, places[..., None], -1)[..., 0]
+    tokens = jnp.where(cold, jnp.argmax(logits, -1), places)
+    return tokens.astype(jnp.int32)
+
+
+def _kept(falling: Array, top_k: int | None, top_p: float | None) -> Array:
+    """Logits in falling order; those that are not drawn from are -inf."""
+    never = jnp.float32(-jnp.inf)
+    if top_k is not None:
+        falling = falling.at[..., top_k:].set(never)
+    if top_p is not None:
+        each = jax.nn.softmax(falling, -1)
+        before = jnp.cumsum(each, -1) - each
+        keep = (before < top_p).at[..., 0].set(True)
+        falling = jnp.where(keep, falling, never)
+    return falling
