@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import flax.core
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -236,7 +237,7 @@ def test_a_signal_ends_the_run_and_hands_back_last_and_best(number, monkeypatch)
     result = runs.run(
         valid=runs.VALID, evaluate_every=2, steps=1000, log_every=4, hooks=[interrupt]
     )
-    signals.end_with(None)  # or this process would end with that status
+    signals.forget()  # or this process would end with that status
     assert result.reason == "interrupted" and result.exit_status == 128 + number
     assert int(result.state.step) in (8, 9)
     figures = training.evaluate(runs.loss_fn, result.best, runs.VALID)
@@ -292,3 +293,85 @@ def test_bad_options_are_refused_before_the_first_step():
         runs.run(clip=1.0)
     with pytest.raises(TypeError, match="batches: expected batches, or a function"):
         runs.run(data=3)
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"valid": iter(runs.VALID)}, ValueError, "valid: .* got an iterator"),
+        ({"derived": {"loss": len}}, ValueError, "derived: .* got 'loss'"),
+        (
+            {"derived": {"half": lambda row: row["los"] / 2}},
+            ValueError,
+            r"derived\['half'\]: .* got 'los'",
+        ),
+        (
+            {"epochs": 3, "data": lambda epoch: runs.batches_of(2 - 2 * epoch)},
+            ValueError,
+            "batches: expected batches in epoch 1, got none",
+        ),
+    ],
+)
+def test_what_would_be_wrong_later_is_refused(options, error, words):
+    with pytest.raises(error, match=words):
+        runs.run(**options)
+
+
+@pytest.mark.parametrize(
+    "name", ["loss[0]", "loss[aux]", "step", "seconds", "grad_norm", "tokens"]
+)
+def test_names_that_a_row_has_are_no_metric(name):
+    def loss_fn(params, carry, batch, key):
+        loss, (carry, _) = runs.loss_fn(params, carry, batch, key)
+        return loss, (carry, {name: jnp.float32(100)})
+
+    with pytest.raises(ValueError, match="expected names that are no other figure's"):
+        runs.run(loss_fn=loss_fn)
+
+
+def test_two_metrics_of_one_name_are_refused():
+    def loss_fn(params, carry, batch, key):
+        loss, (carry, _) = runs.loss_fn(params, carry, batch, key)
+        return loss, (carry, {"a": {"b": jnp.zeros(())}, "a.b": jnp.zeros(())})
+
+    with pytest.raises(ValueError, match=r"got 'a\.b', which is one already"):
+        runs.run(loss_fn=loss_fn)
+
+
+def test_a_carry_that_becomes_another_is_refused_before_the_first_step():
+    def loss_fn(params, carry, batch, key):
+        loss, (carry, metrics) = runs.loss_fn(params, carry, batch, key)
+        return loss, (carry.astype(jnp.bfloat16), metrics)
+
+    with pytest.raises(ValueError, match="carry: expected .* float32 .* got bfloat16"):
+        runs.run(of=runs.state(jnp.zeros(4)), continues=True, loss_fn=loss_fn)
+
+
+def test_variables_with_other_collections_are_refused():
+    variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {"mean": jnp.ones(3)}}
+    state = training.create(variables, runs.tx(), ())
+    for given in (variables, flax.core.freeze(variables), state):
+        with pytest.raises(ValueError, match="got the collections batch_stats"):
+            runs.run(of=given)
+
+
+def test_batches_of_keys_and_tensors(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    def loss_fn(params, carry, batch, key):
+        noise = jax.random.normal(batch["key"], (3,))
+        xs = batch["xs"].astype(jnp.float32) + noise[None]
+        return runs.loss_fn(params, carry, xs, None)
+
+    xs = torch.ones(4, 3, dtype=torch.bfloat16)
+    batches = [{"key": jax.random.key(n), "xs": n * xs} for n in range(3)]
+    result = runs.run(tmp_path, batches, steps=5, loss_fn=loss_fn)
+    assert result.reason == "done"
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(
+        NotADirectoryError, match="out: expected a folder, got the file"
+    ):
+        runs.run(tmp_path / "out")

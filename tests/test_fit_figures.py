@@ -234,3 +234,32 @@ def test_derived_figures_may_be_monitored():
     rows = [row for row in result.history if "valid_loss" in row]
     assert result.best_value == max(row["worst"] for row in rows)
     assert all("worst" not in row for row in result.history if "valid_loss" not in row)
+
+
+def test_a_carry_of_numbers_counters_and_keys_is_evaluated():
+    def loss_fn(params, carry, batch, key):
+        total = jnp.sum(batch) + carry["t"] + carry["n"].astype(jnp.float32)
+        carry = {"t": carry["t"] + 1, "n": carry["n"] + 1, "key": carry["key"]}
+        return training.Weighted(total, batch.size), (carry, {})
+
+    carry = {"t": jnp.float32(9), "n": jnp.int32(2), "key": jax.random.key(0)}
+    batches = [np.zeros((2, 1)), np.zeros((2, 1))]
+    figures = training.evaluate(loss_fn, {}, batches, carry=carry, continues=True)
+    assert figures["loss"] == (2 + 4) / 4
+    rows = training.reset_rows(
+        {"key": jax.random.split(carry["key"], 3)}, carry["key"], 1
+    )
+    assert rows["key"].shape == (3,)
+    counters = {"n": jnp.zeros(3, jnp.int32)}
+    with pytest.raises(ValueError, match=r"start: .* carry\['n'\] .* has 3 rows"):
+        training.evaluate(
+            lambda p, c, b, k: (0.0, (c, {})), {}, batches, carry=counters
+        )
+
+
+@pytest.mark.parametrize("length", [-3, 6])
+def test_lengths_of_predictions_are_lengths(length):
+    with pytest.raises(ValueError, match=f"lengths: expected from 0 to 5, .* {length}"):
+        training.predict(
+            lambda p, b: b, {}, [np.ones((1, 5))], lengths=lambda b: np.array([length])
+        )

@@ -41,6 +41,21 @@ def held(path: pathlib.Path) -> Iterator[None]:
         os.close(holder)
 
 
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps a folder to whoever is inside; another one's is an error."""
+    holder = os.open(folder, os.O_RDONLY)
+    try:
+        if not _lock(holder):
+            raise BlockingIOError(
+                f"out: expected a folder that no one else trains in, got {folder}, "
+                "where another process or thread does."
+            )
+        yield
+    finally:
+        os.close(holder)
+
+
 def is_held(path: pathlib.Path) -> bool:
     """Whether a living process writes there, or has until just now."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -14,16 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import border, options
+from lstm_jax.training.disk import aside
 from lstm_jax.training.disk.checkpoints import Checkpoints
 from lstm_jax.training.runs import log, peak, resuming
 from lstm_jax.training.runs.evaluation import Evaluator
-from lstm_jax.training.runs.feed import Feed
+from lstm_jax.training.runs.feed import Feed, is_iterator
 from lstm_jax.training.runs.log import TIMES, Log
 from lstm_jax.training.runs.monitor import Monitor, Standing
 from lstm_jax.training.runs.sums import Sums
-from lstm_jax.training.steps.state import Cursor, TrainState
+from lstm_jax.training.steps import contract
+from lstm_jax.training.steps.state import Cursor, TrainState, own
 from lstm_jax.training.steps.step import Plan
 from lstm_jax.types import PyTree
+
+# Figures of a row that are not of the loss function, whether or not a run has them.
+_OURS = ("step", "epoch", "tokens", "skipped", "grad_norm", "scale", *TIMES)
 
 
 class Schedule(NamedTuple):
@@ -36,8 +42,8 @@ class Schedule(NamedTuple):
     log_every: int
     evaluates: bool
 
-    def check(self) -> None:
-        """Checks the options."""
+    def checked(self) -> Schedule:
+        """Checks the options, and returns them as plain numbers."""
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
                 f"steps, epochs: expected one of them, got {self.steps} and "
@@ -50,6 +56,8 @@ class Schedule(NamedTuple):
             raise ValueError(
                 "evaluate_every: expected valid= data beside it, got none."
             )
+        plain = lambda value: value if value is None else int(value)
+        return Schedule(*map(plain, self[:-1]), self.evaluates)
 
 
 @dataclasses.dataclass
@@ -105,7 +113,7 @@ class Beginning:
             skipped_in_row=zero,
         )
         # The caller's arrays outlive the steps, which use the buffers of their own.
-        self.state = jax.tree.map(jnp.copy, border.take_leaves("state", state))
+        self.state = jax.tree.map(own, border.take_leaves("state", state))
         self._checkpoints = None
         if self.out is not None:
             self._checkpoints = Checkpoints(self.out / "checkpoints", keep=self.keep)
@@ -130,17 +138,20 @@ class Beginning:
                 "this the folder that it was given? resume='auto' begins one where "
                 "there is none."
             )
-        if not resume and self.out is not None:
+        if self.out is not None and not (there and resume):
             if there or log.has_rows(self.out / "metrics.csv"):
+                hint = "resume=True goes on with it." if there else ""
                 raise FileExistsError(
-                    f"out: expected a new folder, got {self.out}, which holds a run. "
-                    "resume=True goes on with it."
+                    f"out: expected a new folder, got {self.out}, which holds "
+                    f"{'a run' if there else 'the metrics.csv of one'}. {hint}".rstrip()
                 )
         if not there or self._checkpoints is None:
             return None
         state, record = self._checkpoints.restore(self.state)[1:]
         resuming.check_settings(self.out, record["settings"], self.settings)
-        resuming.say_changes(self.out, record["schedule"], self.schedule)
+        resuming.check_monitor(self.out, record.get("monitor"), self._monitoring())
+        was = record["schedule"] | (record.get("monitor") or {})
+        resuming.say_changes(self.out, was, self._plans())
         self.state = state
         self._saved = int(state.step)
         self.standing = Standing(**record["standing"])
@@ -163,27 +174,17 @@ class Beginning:
     def _begin(self, record: dict[str, Any] | None) -> None:
         self._step = int(self.state.step)
         cursor = [int(part) for part in self.state.cursor]
+        first = self._first(cursor)
         self._feed = Feed("batches", self.batches, *cursor, continues=self.continues)
         self._check_continues()
-        first = self._first(cursor)
-        self._record = record or {
-            "settled": True,
-            "sums": {},
-            "tokens": 0,
-            "seconds": 0.0,
-            "grad_norm": None,
-            "first": first,
-            "last": None,
-            "columns": self._columns(),
-        }
-        before = resuming.digest(self._feed.before) if self._feed.index else None
-        for name, got in (("first", first), ("last", before)):
-            resuming.check_batch(self.out, name, self._record[name], got)
+        if self._feed.at_end and cursor == [0, 0]:
+            raise ValueError("batches: expected some, got none.")
+        self._record = self._recorded(record, cursor != [0, 0], first)
         self._sums = Sums(self._record["sums"])
         self._window_tokens = self._sums.tokens
         self._pending: deque = deque()
         self._log = Log(
-            self._folder(),
+            self.out,
             self._record["columns"],
             total=self.schedule.steps,
             show=self.show,
@@ -194,10 +195,70 @@ class Beginning:
         self._peak = peak.rate_for(self.flops_per_token, self.plan)
         self._clock, self._timed_from = time.perf_counter(), None
 
-    def _folder(self) -> pathlib.Path | None:
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-        return self.out
+    def _recorded(
+        self, record: dict[str, Any] | None, goes_on: bool, first: Any
+    ) -> dict[str, Any]:
+        """A new record, or the one that the run goes on with, if it is of this run."""
+        batch = first
+        if batch is None and not self._feed.at_end:
+            batch = border.take_leaves("batches", self._feed.ahead)
+        now = {
+            "first": self._digest(first if goes_on else batch),
+            "last": self._feed.before,
+            "valid": self._evaluator and self._digest(self._evaluator.first()),
+        }
+        if record is not None and batch is None:
+            self._compare(record, now, record["columns"])
+            return record
+        columns = self._columns(batch)
+        if record is not None:
+            self._compare(record, now, columns)
+            return record
+        begun = {"settled": True, "sums": {}, "tokens": 0, "seconds": 0.0}
+        return begun | {"grad_norm": None, "columns": columns} | now
+
+    def _digest(self, batch: Any) -> str | None:
+        """What a batch is known again by; None where nothing is kept."""
+        absent = self.out is None or batch is None
+        return None if absent else resuming.digest(batch)
+
+    def _compare(
+        self, record: dict[str, Any], now: dict[str, Any], columns: list[str]
+    ) -> None:
+        """Refuses other data and other figures than a run was begun with."""
+        of = {"first": "batches", "last": "batches", "valid": "valid"}
+        for name, got in now.items():
+            which = "first" if name == "valid" else name
+            was = record.get(name)
+            resuming.check_batch(self.out, of[name], which, was, got)
+        if columns != record["columns"]:
+            raise ValueError(
+                f"figures: expected those that the run in {self.out} was begun with, "
+                f"{', '.join(record['columns'])}, got {', '.join(columns)}."
+            )
+
+    def _monitoring(self) -> dict[str, Any] | None:
+        """What decides, as a record holds it."""
+        if self.monitor is None:
+            return None
+        return resuming.plain(dataclasses.asdict(self.monitor))
+
+    def _plans(self) -> dict[str, Any]:
+        """What a resume may change, but says."""
+        plans = self.schedule._asdict() | (self._monitoring() or {})
+        del plans["evaluates"]
+        return plans
+
+    def _claimed(self, resume: bool | str) -> contextlib.AbstractContextManager[None]:
+        """The folder of the run, for this one alone."""
+        if self.out is None or (resume is True and not self.out.exists()):
+            return contextlib.nullcontext()
+        if self.out.exists() and not self.out.is_dir():
+            raise NotADirectoryError(
+                f"out: expected a folder, got the file {self.out}."
+            )
+        self.out.mkdir(parents=True, exist_ok=True)
+        return aside.alone(self.out)
 
     def _check_continues(self) -> None:
         if jax.tree.leaves(self.state.carry) and not self._feed.continues:
@@ -209,21 +270,20 @@ class Beginning:
                     "continues=False the carry starts anew at every batch."
                 )
 
-    def _first(self, cursor: list[int]) -> str | None:
-        """The digest of the first batch of all: a resume must have the same."""
-        feed = self._feed
-        if cursor != [0, 0]:
-            if feed.once:
-                return None
-            feed = Feed("batches", self.batches, continues=self.continues)
-        if feed.at_end:
-            raise ValueError("batches: expected some, got none.")
-        return resuming.digest(feed.ahead)
+    def _first(self, cursor: list[int]) -> Any:
+        """The first batch of all, where the run is beyond it.
 
-    def _columns(self) -> list[str]:
+        Before the run's own pass is begun: a source may have but one.
+        """
+        if cursor == [0, 0] or is_iterator(self.batches):
+            return None
+        feed = Feed("batches", self.batches, continues=self.continues)
+        return None if feed.at_end else border.take_leaves("batches", feed.ahead)
+
+    def _columns(self, batch: Any) -> list[str]:
         """The names of all figures that rows will have."""
-        batch = border.take_leaves("batches", self._feed.ahead)
-        report = jax.eval_shape(self._step_fn, self.state, batch)[1]
+        state, report = jax.eval_shape(self._step_fn, self.state, batch)
+        contract.check_leaves(self.state.carry, state.carry)
         sums = Sums()
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), report)
         sums.add(zeros.loss, zeros.metrics)
@@ -240,8 +300,14 @@ class Beginning:
             self.monitor.check_names([*figures, *self.derived])
             names += figures
             names += ["scale"] if self.monitor.plateau else []
-        names += self.derived
-        return [*names, *TIMES]
+        names = [*names, *self.derived, *TIMES]
+        for name in names:
+            if names.count(name) > 1 or (name in sums.plain and name in _OURS):
+                raise ValueError(
+                    f"metrics, derived: expected names that are no other figure's of "
+                    f"a row, got {name!r}."
+                )
+        return names
 
     def _of(self, state: TrainState) -> PyTree:
         """The parameters that are evaluated."""

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import border
 from lstm_jax.training.losses.weighted import Weighted
 from lstm_jax.training.runs import modules
-from lstm_jax.training.runs.feed import Feed
+from lstm_jax.training.runs.feed import Feed, is_iterator
 from lstm_jax.training.runs.sums import Sums, named
 from lstm_jax.training.steps import contract
 from lstm_jax.training.steps.contract import LossFn
@@ -89,7 +90,7 @@ class Evaluator:
         """Keeps what it is given; see :func:`evaluate`."""
         self.batches, self.start, self.name = batches, start, name
         self.continues = continues
-        self.carry = jax.eval_shape(lambda: carry)
+        self.carry = jax.tree.map(_shown, carry)
         self._run = jax.jit(functools.partial(_figures, loss_fn))
 
     def __call__(
@@ -122,16 +123,26 @@ class Evaluator:
 
     def names(self, params: PyTree) -> list[str]:
         """The names of the figures, without computing them."""
-        feed = Feed(self.name, self.batches, continues=self.continues)
-        if feed.at_end:
-            raise ValueError(f"{self.name}: expected batches, got none.")
-        batch = border.take_leaves(self.name, feed.ahead)
+        batch = border.take_leaves(self.name, self.first())
         carry = self._start(params, batch)
         _, (loss, metrics) = jax.eval_shape(self._run, params, carry, batch)
         sums = Sums()
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), (loss, metrics))
         sums.add(*zeros)
         return list(sums.means())
+
+    def first(self) -> Any:
+        """The first batch, of data that will be gone through again."""
+        if is_iterator(self.batches):
+            raise ValueError(
+                f"{self.name}: expected what can be gone through again, such as a "
+                "list or a function from the number of an epoch to batches, got an "
+                "iterator."
+            )
+        feed = Feed(self.name, self.batches, continues=self.continues)
+        if feed.at_end:
+            raise ValueError(f"{self.name}: expected batches, got none.")
+        return feed.ahead
 
     def _start(self, params: PyTree, batch: Any) -> PyTree:
         leaves = jax.tree.leaves(batch)
@@ -147,6 +158,14 @@ class Evaluator:
                     "over all tokens. The losses and metrics here return one with "
                     "weighted=True."
                 )
+
+
+def _shown(leaf: Any) -> Any:
+    """What has to be kept of a carry: numbers start as zeros, all else as it is."""
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jnp.copy(leaf)
 
 
 def _figures(loss_fn: LossFn, params: PyTree, carry: PyTree, batch: Any) -> Any:
@@ -217,7 +236,14 @@ def predict(
 
 def _example(leaf: np.ndarray, row: int, size: int | None) -> np.ndarray:
     example = np.array(leaf[row])
-    return example[:size] if example.ndim and size is not None else example
+    if size is None or not example.ndim:
+        return example
+    if not 0 <= size <= len(example):
+        raise ValueError(
+            f"lengths: expected from 0 to {len(example)}, as outputs have steps, got "
+            f"{size}."
+        )
+    return example[:size]
 
 
 def _in_order(placed: dict[int, PyTree]) -> list[PyTree]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lstm_jax.training.runs import resuming
+
 
 class Feed:
     """The batches of a source, one ahead of training.
@@ -12,7 +14,8 @@ class Feed:
         epoch: whole passes that are done.
         index: batches of this pass that were taken.
         at_end: whether none is left of this pass.
-        before: the batch before the next one, where the first ones were passed over.
+        before: the digest of the batch before the next one, where the first ones were
+            passed over.
         continues: whether the rows of a batch go on where those of the one before
             ended.
         once: whether the source is an iterator, for one epoch.
@@ -46,7 +49,8 @@ class Feed:
             )
         self._open()
         self.index = index
-        self.before = self._skip(index)
+        # Before the next one is fetched: a loader may use the memory of one for it.
+        self.before = resuming.digest(self._skip(index)) if index else None
         self._look()
 
     def _open(self) -> None:
@@ -87,6 +91,10 @@ class Feed:
         self.epoch, self.index = self.epoch + 1, 0
         self._open()
         self._look()
+        if self.at_end:
+            raise ValueError(
+                f"{self.name}: expected batches in epoch {self.epoch}, got none."
+            )
 
     @property
     def ahead(self) -> Any:
@@ -100,6 +108,11 @@ class Feed:
         """
         self.index += 1
         self._look()
+
+
+def is_iterator(source: Any) -> bool:
+    """Whether a source can be gone through but once."""
+    return hasattr(source, "__next__") and iter(source) is source
 
 
 _END = object()

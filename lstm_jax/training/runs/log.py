@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
 import os
@@ -65,9 +66,8 @@ class Log:
     def _open(self, path: pathlib.Path, position: int | None) -> None:
         head = _line(self.columns)
         if position is None:
-            self._file = path.open("wb")
+            self._file = path.open("wb", buffering=0)
             self._file.write(head)
-            self._file.flush()
             return
         text = path.read_bytes() if path.is_file() else b""
         if len(text) < position:
@@ -81,7 +81,7 @@ class Log:
                 f"{path}: expected the columns {', '.join(self.columns)}, got {was}."
             )
         # Rows after the checkpoint are written again.
-        self._file = path.open("r+b")
+        self._file = path.open("r+b", buffering=0)
         self._file.truncate(position)
         self._file.seek(position)
         kept = csv.DictReader(io.StringIO(text[:position].decode()))
@@ -95,18 +95,27 @@ class Log:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def row(self, row: dict[str, Any]) -> None:
-        """Writes a row."""
-        row = {name: value for name, value in row.items() if value is not None}
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes a row to metrics.csv: all of it, or nothing."""
         if unknown := [name for name in row if name not in self.columns]:
             raise ValueError(
                 f"metrics: expected {', '.join(self.columns)} in every row, as in the "
                 f"first one, got {', '.join(unknown)} too."
             )
-        self.rows.append(row)
         if self._file is not None:
-            self._file.write(_line([_written(row.get(name)) for name in self.columns]))
-            self._file.flush()
+            before = self._file.tell()
+            line = _line([_written(row.get(name)) for name in self.columns])
+            try:
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(before)
+                self._file.seek(before)
+                raise
+        self.rows.append(row)
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Shows a row on the terminal and TensorBoard."""
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and isinstance(value, (int, float)):

@@ -47,7 +47,7 @@ class Result(NamedTuple):
         best_value: its figure.
         weights: what ``best`` and evaluations are of: "params", or "ema".
         history: the rows of metrics.csv as dicts, those before a resume included.
-        signal: the number of the signal that interrupted the run; else None.
+        signal: the number of the signal that came during the run; None if none did.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -117,7 +117,8 @@ def fit(
 
     The first Ctrl-C or SIGTERM ends the run after the step that is on its way: all is
     saved, the result says "interrupted", and the program ends with 130 or 143 when it
-    comes to its end. The second acts as it would without this function.
+    comes to its end, unless the run has gone on to its own end by then. The second acts
+    as it would without this function.
 
     Args:
         loss_fn: as for :func:`make_train_step`. Its metrics are a pytree of scalars and
@@ -174,6 +175,7 @@ def fit(
             its ``result`` has what a result has.
         FileNotFoundError: if there is nothing to resume.
         FileExistsError: if ``out`` holds a run already.
+        BlockingIOError: if another process or thread trains in ``out``.
         ValueError: if an option does not fit, the data end too soon, a carry is handed
             on between batches that do not go on, or what is resumed was another run.
         Exception: what the data, a hook or the writer raised; the newest good state is
@@ -218,7 +220,7 @@ def fit(
         monitor=_monitor(
             valid, plan.ema_decay, monitor, mode, min_delta, patience, plateau
         ),
-        out=None if out is None else pathlib.Path(out),
+        out=None if out is None else pathlib.Path(out).absolute(),
         keep=keep,
         settings=dict(settings or {}),
         derived=dict(derived or {}),
@@ -236,14 +238,13 @@ def fit(
 
 
 def _run(run: Run, state: TrainState, resume: bool | str) -> Result:
-    with Interruption() as interruption:
+    with Interruption(None if run.out is None else str(run.out)) as interruption:
         try:
             reason = run.run(state, resume, interruption)
         except Diverged as error:
             error.result = _result(run, "diverged", None)
             raise
-    number = interruption.number if reason == "interrupted" else None
-    return _result(run, reason, number)
+    return _result(run, reason, interruption.number)
 
 
 def _state_of(
@@ -257,6 +258,7 @@ def _state_of(
             "carry, key: expected none beside a TrainState, which has its own: "
             "training.create(params, tx, carry, key=key)."
         )
+    modules.check_parameters(params.params)
     return params
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,13 +31,18 @@ def functional(model: Any) -> Functional:
     nnx = getattr(sys.modules.get("flax"), "nnx", None)
     if nnx is not None and isinstance(model, nnx.Module):
         return _of_module(nnx, model)
-    if isinstance(model, dict) and "params" in model and len(model) > 1:
+    check_parameters(model)
+    return Functional(model, lambda function: function, lambda params: None)
+
+
+def check_parameters(model: Any) -> None:
+    """Refuses linen's variables that are more than parameters."""
+    if isinstance(model, Mapping) and "params" in model and len(model) > 1:
         others = ", ".join(sorted(name for name in model if name != "params"))
         raise ValueError(
             f"params: expected parameters alone, got the collections {others} beside "
             "them. What is no parameter belongs into the carry."
         )
-    return Functional(model, lambda function: function, lambda params: None)
 
 
 def _of_module(nnx: Any, model: Any) -> Functional:

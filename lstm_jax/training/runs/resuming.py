@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import pathlib
 import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from lstm_jax.checks import border
 
 
 def check_settings(out: Any, was: dict[str, Any], now: dict[str, Any]) -> None:
@@ -29,13 +33,23 @@ def check_settings(out: Any, was: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def say_changes(out: Any, was: dict[str, Any], schedule: Any) -> None:
+def check_monitor(out: Any, was: dict[str, Any] | None, now: Any) -> None:
+    """Refuses another figure: the best so far is of the one that there was."""
+    for name in ("name", "mode") if was and now else ():
+        if was[name] != now[name]:
+            raise ValueError(
+                f"{'monitor' if name == 'name' else name}: expected {was[name]!r}, as "
+                f"the run in {out} was begun with, got {now[name]!r}."
+            )
+
+
+def say_changes(out: Any, was: dict[str, Any], now: dict[str, Any]) -> None:
     """Says what a resume may change, since it may not be all that has to be."""
-    now = plain(schedule._asdict())
+    now = plain(now)
     changed = [
         f"{name}={now[name]} (was {was[name]})"
         for name in was
-        if was[name] != now[name]
+        if name in now and was[name] != now[name]
     ]
     if changed:
         warnings.warn(
@@ -45,11 +59,13 @@ def say_changes(out: Any, was: dict[str, Any], schedule: Any) -> None:
         )
 
 
-def check_batch(out: pathlib.Path | None, name: str, was: Any, now: Any) -> None:
+def check_batch(
+    out: pathlib.Path | None, of: str, name: str, was: Any, now: Any
+) -> None:
     """Refuses other data, by the digest of a batch."""
     if None not in (was, now) and was != now:
         raise ValueError(
-            f"batches: expected the data that the run in {out} was begun with, got "
+            f"{of}: expected the data that the run in {out} was begun with, got "
             f"another {name} batch. The same epoch must have the same batches, in the "
             "same order."
         )
@@ -58,7 +74,11 @@ def check_batch(out: pathlib.Path | None, name: str, was: Any, now: Any) -> None
 def digest(batch: Any) -> str:
     """A digest of all numbers of a batch."""
     sha = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(batch):
+    for path, leaf in jax.tree.leaves_with_path(border.take_leaves("batches", batch)):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):
+            leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
@@ -74,7 +94,7 @@ def plain(value: Any) -> Any:
 
 def _difference(was: Any, now: Any) -> str | None:
     """Where two values differ first, in words."""
-    if was == now:
+    if was == now or json.dumps(was) == json.dumps(now):  # NaN is no other NaN.
         return None
     if isinstance(was, dict) and isinstance(now, dict):
         for name in sorted({*was, *now}):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.checks import border
-from lstm_jax.training.runs import resuming
 from lstm_jax.training.runs.beginning import Beginning
+from lstm_jax.training.runs.monitor import Standing
 from lstm_jax.training.runs.signals import Interruption
 from lstm_jax.training.runs.sums import Sums
 from lstm_jax.training.steps.state import Cursor, TrainState, start_of
@@ -55,9 +55,13 @@ class Run(Beginning):
         self, state: TrainState, resume: bool | str, interruption: Interruption
     ) -> str:
         """Begins or goes on, and returns the reason of the end."""
-        self.schedule.check()
+        self.schedule = self.schedule.checked()
         self._interruption = interruption
         self._step_fn = compiled(self.plan)
+        with self._claimed(resume):
+            return self._run(state, resume)
+
+    def _run(self, state: TrainState, resume: bool | str) -> str:
         self._prepare(state)
         record = self._restore(resume)
         self._begin(record)
@@ -118,7 +122,7 @@ class Run(Beginning):
         # A batch is known again by its digest where the run may have to go on from it.
         every = self.schedule.save_every or self.schedule.evaluate_every
         due = every is not None and self._step % every == 0
-        self._record["last"] = resuming.digest(self._feed.ahead) if due else None
+        self._record["last"] = self._digest(self._feed.ahead) if due else None
         self._feed.take()
         if self._timed_from is None:
             self._drain()  # What was compiled is not timed.
@@ -201,14 +205,18 @@ class Run(Beginning):
             figures = self._evaluator(self._of(self.state), stop)
             if figures is None:  # Interrupted: a resume evaluates first.
                 return None
-        row = self._row(figures, speed)
-        self._log.row(row)
+        row, standing = self._row(figures, speed)
+        self._log.write(row)
+        # What is written counts; whatever fails from here on, it does so once.
+        self._judged(standing)
         self._sums, self._window_tokens = Sums(), None
         self._record["settled"] = True
+        self._log.show(row)
         self._start_clock()
         return row
 
-    def _row(self, figures: dict | None, speed: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, figures: dict | None, speed: dict[str, Any]) -> tuple[dict, Any]:
+        """A row, and how the monitored figure stands after it."""
         row: dict[str, Any] = {"step": self._step, "epoch": self._feed.epoch}
         if "tokens" in self._record["columns"]:
             row["tokens"] = self._record["tokens"]
@@ -218,23 +226,39 @@ class Run(Beginning):
             row["grad_norm"] = self._record["grad_norm"]
         row |= {self.prefix + name: value for name, value in (figures or {}).items()}
         for name, figure in self.derived.items():
-            if (value := _figure(figure, row)) is not None:
+            if (value := self._derived(name, figure, row)) is not None:
                 row[name] = value
+        standing = self.standing
         if figures is not None:
-            self._judge(row)
-        return row | speed
+            assert self.monitor is not None
+            value = float(row[self.monitor.name])
+            standing = self.monitor.after(standing, self._step, value)
+            if self.monitor.plateau is not None:
+                row["scale"] = standing.scale
+        return row | speed, standing
 
-    def _judge(self, row: dict[str, Any]) -> None:
+    def _derived(self, name: str, figure: Any, row: dict[str, Any]) -> float | None:
+        """A figure computed from others; None where this row has not all of them."""
+        try:
+            return float(figure(row))
+        except KeyError as error:
+            columns = self._record["columns"]
+            if error.args[0] in columns:
+                return None
+            raise ValueError(
+                f"derived[{name!r}]: expected figures of a row, which are "
+                f"{', '.join(columns)}, got {error.args[0]!r}."
+            ) from error
+
+    def _judged(self, standing: Standing) -> None:
         """Best, plateau and patience after an evaluation."""
-        assert self.monitor is not None
-        before, value = self.standing, float(row[self.monitor.name])
-        self.standing = self.monitor.after(before, self._step, value)
-        if self.standing.best_step == self._step:
+        if standing == self.standing:
+            return
+        self.standing = standing
+        if standing.best_step == self._step:
             self.best = jax.tree.map(jnp.copy, self._of(self.state))
-        if self.monitor.plateau is not None:
-            row["scale"] = self.standing.scale
-            scale = jnp.float32(self.standing.scale)
-            self.state = self.state._replace(scale=scale)
+        if self.state.scale is not None:
+            self.state = self.state._replace(scale=jnp.float32(standing.scale))
 
     def _speed(self) -> dict[str, Any]:
         step, tokens = self._timed_from or (self._step, self._record["tokens"])
@@ -266,13 +290,14 @@ class Run(Beginning):
         best = row is not None and self.standing.best_step == self._step
         self._due = due or best
         if self._due:
-            self._save(last=reason is not None)
+            self._save(even_skipped=best or reason is not None)
 
-    def _save(self, last: bool = False) -> None:
+    def _save(self, even_skipped: bool = False) -> None:
         if self._checkpoints is None or self._saved == self._step:
+            self._due = False
             return
         self._drain()
-        if self._skipping and not last:
+        if self._skipping and not even_skipped:
             return  # Until a step is taken again: nothing is newer than what is good.
         before = time.perf_counter()
         self._checkpoints.save(
@@ -285,6 +310,7 @@ class Run(Beginning):
                 "position": self._log.position,
                 "settings": self.settings,
                 "schedule": self.schedule._asdict(),
+                "monitor": self._monitoring(),
             },
             best=self.standing.best_step,
         )
@@ -306,7 +332,7 @@ class Run(Beginning):
     def _rescue(self, error: Exception) -> None:
         """Saves what there is; an error on the way there is added to the first one."""
         try:
-            self._save()
+            self._save(even_skipped=True)
             if self._checkpoints is not None:
                 self._checkpoints.wait()
         except Exception as failed:
@@ -320,11 +346,3 @@ class Run(Beginning):
             hook(self.state, dict(row))
         self._log.resume()
         self._start_clock()
-
-
-def _figure(figure: Any, row: dict[str, Any]) -> float | None:
-    """A figure computed from others; None where this row has not all of them."""
-    try:
-        return float(figure(row))
-    except KeyError:
-        return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import gc
+import io
 import os
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -22,14 +24,14 @@ class Interruption:
         number: of the signal that came; None before.
     """
 
-    def __init__(self) -> None:
-        """Nothing has come yet."""
+    def __init__(self, run: str | None = None) -> None:
+        """Nothing has come yet; ``run`` is what one that goes on is known by."""
+        self._run = run
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         """Installs the handlers."""
-        end_with(None)
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 before = signal.getsignal(number)
@@ -42,7 +44,7 @@ class Interruption:
         """Gives the handlers back to those that had them."""
         while self._before:
             signal.signal(*self._before.popitem())
-        end_with(self.number)
+        _note(self._run, self.number)
 
     def _notice(self, number: int, _: Any) -> None:
         self.number = number
@@ -50,18 +52,30 @@ class Interruption:
             signal.signal(*self._before.popitem())
 
 
-_last: list[int | None] = [None]
+# The signals that ended runs which have not gone on since, by run.
+_interrupted: dict[Any, int] = {}
 
 
-def end_with(number: int | None) -> None:
-    """Makes the program end as one that a signal ended; None: as it likes."""
-    _last[0] = number
+def _note(run: str | None, number: int | None) -> None:
+    if number is not None:
+        _interrupted[object() if run is None else run] = number
+    elif run is not None:
+        _interrupted.pop(run, None)
+
+
+def forget() -> None:
+    """Lets the program end as if no run had been interrupted."""
+    _interrupted.clear()
 
 
 @atexit.register
 def _end() -> None:
     """Status 0 means finished, to shells, job queues and Kubernetes."""
-    if _last[0] is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(128 + _last[0])
+    if not _interrupted:
+        return
+    # Nothing else runs after this, so that what is still to be written is written here.
+    for file in gc.get_objects():
+        if isinstance(file, io.IOBase) and not file.closed:
+            with contextlib.suppress(OSError, ValueError):
+                file.flush()
+    os._exit(128 + [*_interrupted.values()][-1])

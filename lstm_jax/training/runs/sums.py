@@ -62,7 +62,13 @@ def named(loss: Any, metrics: PyTree) -> dict[str, Any]:
                 f"metrics: expected scalars or Weighted figures from loss_fn, got "
                 f"{name} of shape {list(np.shape(leaf))}."
             )
-        figures["metric_loss" if name == "loss" else name] = leaf
+        name = "metric_loss" if name == "loss" else name
+        if name in figures or name.startswith(_TERM.partition("{")[0]):
+            raise ValueError(
+                f"metrics: expected names that are no other figure's, got {name!r}, "
+                "which is one already, or that of a term of the loss."
+            )
+        figures[name] = leaf
     return figures
 
 

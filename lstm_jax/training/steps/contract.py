@@ -71,7 +71,7 @@ def call(
     if exact or expected.num_leaves:
         _check_structure(expected, after, metrics)
     if exact:
-        _check_leaves(carry, after)
+        check_leaves(carry, after)
     return loss, (after, metrics)
 
 
@@ -123,7 +123,8 @@ def _check_structure(expected: Any, after: PyTree, metrics: PyTree) -> None:
     )
 
 
-def _check_leaves(before: PyTree, after: PyTree) -> None:
+def check_leaves(before: PyTree, after: PyTree) -> None:
+    """Checks that a carry has the shapes and dtypes of the one that came."""
     leaves, _ = jax.tree.flatten_with_path(before)
     for (path, old), new in zip(leaves, jax.tree.leaves(after), strict=True):
         old, new = jax.typeof(old), jax.typeof(new)

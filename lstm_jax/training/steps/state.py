@@ -172,15 +172,23 @@ def reset_rows(
     if rows is None:
         return carry
     if start is None:
-        start = jax.tree.map(jnp.zeros_like, carry)
+        start = jax.tree.map(_zeros_like, carry)
     start = _check_start(border.take_leaves("start", start), carry)
     anew = jax.random.bernoulli(arrays.check_key(key), float(rate), (rows,))
 
     def choose(old, new):
+        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            return old
         where = anew.reshape(rows, *(1,) * (jnp.ndim(old) - 1))
         return jnp.where(where, new.astype(old.dtype), old)
 
     return jax.tree.map(choose, carry, start)
+
+
+def _zeros_like(leaf: Array) -> Array:
+    """Zeros; a random key has none, and stays."""
+    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if key else jnp.zeros_like(leaf)
 
 
 def rows_of(name: str, tree: PyTree) -> int | None:
@@ -235,13 +243,20 @@ def start_of(
         rows = len(leaves[0]) if rows is None else rows
         return _conform(start(params, rows), carry, rows)
 
-    def zeros(leaf):
+    def zeros(path, leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            if rows is not None and leaf.shape and len(leaf) != rows:
+                raise ValueError(
+                    f"start: expected {_START}, since carry"
+                    f"{jax.tree_util.keystr(path)} is no floating array and has "
+                    f"{len(leaf)} rows, a batch {rows}; got None."
+                )
             return leaf
-        other = leaf.shape if rows is None else (rows, *leaf.shape[1:])
+        whole = rows is None or not leaf.shape
+        other = leaf.shape if whole else (rows, *leaf.shape[1:])
         return jnp.zeros_like(leaf, shape=other)
 
-    return jax.tree.map(zeros, carry)
+    return jax.tree.map_with_path(zeros, carry)
 
 
 def _conform(started: PyTree, carry: PyTree, rows: int) -> PyTree:
@@ -275,6 +290,14 @@ def _learned_start(params: PyTree) -> str | None:
         if "initial_h" in name or "initial_c" in name:
             return name
     return None
+
+
+def own(leaf: Any) -> Array:
+    """A copy, with a dtype of its own: a Python number's gives way to others'."""
+    array = jnp.asarray(leaf)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jnp.copy(array)
+    return jnp.array(array, array.dtype, copy=True)
 
 
 def apart(tree: PyTree) -> PyTree:
