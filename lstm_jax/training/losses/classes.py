@@ -33,8 +33,12 @@ class Classes(NamedTuple):
         """``values`` ``[...]`` with NaN where targets are wrong, in gradients too."""
         if not isinstance(self.wrong, jax.core.Tracer):
             return values
-        # By a product, so that the gradient is NaN too.
-        return values * jnp.where(self.wrong, jnp.nan, 1.0).astype(values.dtype)
+        nan_or = lambda right: jnp.where(self.wrong, jnp.nan, right)
+        # The product is for gradients, the sum for values: of bools as numbers times
+        # NaN XLA makes NaN or 0.
+        return values * nan_or(1.0).astype(values.dtype) + nan_or(0.0).astype(
+            values.dtype
+        )
 
 
 def take_classes(

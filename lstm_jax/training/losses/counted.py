@@ -15,14 +15,16 @@ from lstm_jax.types import Array, Options
 
 def valid_tokens(targets: Array, mask: Any, lengths: Any) -> Array:
     """Where a token counts, ``[...]`` bool, for targets ``[...]``."""
-    valid = jnp.ones(targets.shape, bool)
+    # Like targets, for they may have an explicit sharding.
+    valid = jnp.ones_like(targets, bool)
     if mask is not None:
-        valid = take("mask", mask)
-        if valid.shape != targets.shape or valid.dtype != jnp.bool_:
+        mask = take("mask", mask)
+        if mask.shape != targets.shape or mask.dtype != jnp.bool_:
             raise ValueError(
                 f"mask: expected bool {list(targets.shape)}, as targets, got "
-                f"{valid.dtype} {list(valid.shape)}."
+                f"{mask.dtype} {list(mask.shape)}."
             )
+        valid &= mask
     if lengths is None:
         return valid
     if not targets.shape:
