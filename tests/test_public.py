@@ -22,7 +22,7 @@ PUBLIC = {
         state_to_torch to_keras to_torch
     """,
     "lstm_jax.data": "Vocabulary pad_sequences stream_batches",
-    "lstm_jax.decoding": "Generated generate sample",
+    "lstm_jax.decoding": "Generated Hypotheses beam_search generate sample",
     "lstm_jax.linen": "LSTM Stack params_of variables_of",
     "lstm_jax.nnx": "LSTM Parameters Stack",
     "lstm_jax.training": """

@@ -1,7 +1,9 @@
 """Sequences written by a model, a token at a time, in one program."""
 
+from lstm_jax.decoding.beams import Hypotheses as Hypotheses
+from lstm_jax.decoding.beams import beam_search as beam_search
 from lstm_jax.decoding.generation import Generated as Generated
 from lstm_jax.decoding.generation import generate as generate
 from lstm_jax.decoding.sampling import sample as sample
 
-__all__ = ("Generated", "generate", "sample")
+__all__ = ("Generated", "Hypotheses", "beam_search", "generate", "sample")

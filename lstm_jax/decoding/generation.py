@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.checks import border, options
-from lstm_jax.data.sequences import pad_sequences
+from lstm_jax.decoding import prompts as reading
 from lstm_jax.decoding import sampling
+from lstm_jax.decoding.prompts import Step
 from lstm_jax.types import Array, PyTree
-
-Step = Callable[[Any, Any, Array], tuple[Any, Array]]
 
 
 class Generated(NamedTuple):
@@ -101,14 +99,9 @@ def generate(
         >>> written.tokens.shape
         (2, 7)
     """
-    options.check_callable("step", step, "lambda params, state, tokens: ...")
-    options.check_positive("length", length)
     sampling.check_options(key, temperature, top_k, top_p)
-    tokens, lengths = _padded(prompts)
-    params = border.take_leaves("params", params)
-    state = border.take_leaves("state", state)
-    rows = tokens.shape[0]
-    _check_rows(state, rows)
+    given = reading.checked(step, params, state, prompts, length)
+    rows = len(given.tokens)
     if key is not None:
         key = jax.random.split(key, rows) if key.shape == () else key
         if key.shape != (rows,):
@@ -116,68 +109,11 @@ def generate(
                 f"key: expected one, or one for each of {rows} rows, got "
                 f"{list(key.shape)}."
             )
-    last = np.unique(np.atleast_1d(np.asarray(stop, np.int32)))
     written = _written(
-        *(step, _bucket(length), top_k, top_p, params, state, tokens, lengths),
-        *(np.int32(length), key, temperature, last, np.int32(fill)),
+        *(step, reading.bucket(length), top_k, top_p, given, np.int32(length), key),
+        *(temperature, reading.stops(stop), np.int32(fill)),
     )
     return written._replace(tokens=written.tokens[:, :length])
-
-
-def _padded(prompts: Any) -> tuple[Any, Any]:
-    """Prompts as an array as wide as their bucket, and their lengths."""
-    if isinstance(prompts, jax.Array):
-        _check_prompt("prompts", prompts, 2)
-        rows, width = prompts.shape
-        padding = (0, 0), (0, _bucket(width) - width)
-        tokens = jnp.pad(prompts.astype(jnp.int32), padding)
-        return tokens, jnp.full(rows, width, jnp.int32)
-    if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__len__"):
-        raise TypeError(
-            f"prompts: expected B sequences of integers, got {type(prompts).__name__}. "
-            "Vocabulary.encode makes numbers of text."
-        )
-    if not len(prompts):
-        raise ValueError("prompts: expected at least one, got none.")
-    sequences = [
-        border.read(f"prompts[{n}]", prompt, allow_lists=True)
-        for n, prompt in enumerate(prompts)
-    ]
-    for n, sequence in enumerate(sequences):
-        _check_prompt(f"prompts[{n}]", sequence, 1)
-        if sequence.min() < 0:
-            raise ValueError(f"prompts[{n}]: expected tokens, got {sequence.min()}.")
-    tokens, lengths = pad_sequences(sequences)
-    wide = np.pad(tokens, ((0, 0), (0, _bucket(tokens.shape[1]) - tokens.shape[1])))
-    return wide.astype(np.int32), lengths
-
-
-def _check_prompt(name: str, prompt: Any, ndim: int) -> None:
-    if prompt.ndim != ndim:
-        letters = "[B, T]" if ndim == 2 else "[T]"
-        raise ValueError(
-            f"{name}: expected shape {letters}, got {list(prompt.shape)}. One prompt "
-            "alone is [prompt]."
-        )
-    if not prompt.size:
-        raise ValueError(f"{name}: expected a token to begin with, got none.")
-    if not jnp.issubdtype(prompt.dtype, jnp.integer):
-        raise TypeError(f"{name}: expected integers, got {prompt.dtype}.")
-
-
-def _bucket(number: int) -> int:
-    """The power of two that a number is compiled for, 8 or more."""
-    return max(8, 1 << (int(number) - 1).bit_length())
-
-
-def _check_rows(state: PyTree, rows: int) -> None:
-    for path, leaf in jax.tree.leaves_with_path(state):
-        shape = jnp.shape(leaf)
-        if shape[:1] != (rows,):
-            raise ValueError(
-                f"state{jax.tree_util.keystr(path)}: expected {rows} rows, as prompts "
-                f"has, got shape {list(shape)}. model.zero_state(({rows},)) has them."
-            )
 
 
 class _Writing(NamedTuple):
@@ -191,13 +127,11 @@ class _Writing(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _written(step, longest, top_k, top_p, params, state, tokens, lengths, *rest):
+def _written(step, longest, top_k, top_p, given, *rest):
     length, key, temperature, stop, fill = rest
-    ahead = functools.partial(_read, functools.partial(step, params), lengths - 1)
-    state, _ = lax.scan(ahead, state, (jnp.arange(tokens.shape[1]), tokens.T))
-    zeros = jnp.zeros_like(lengths)
-    last = jnp.take_along_axis(tokens, (lengths - 1)[:, None], 1)[:, 0]
-    blank = jnp.full((len(lengths), longest), fill)
+    state, last = reading.read(step, given)
+    zeros = jnp.zeros_like(last)
+    blank = jnp.full((len(last), longest), fill)
     written = Generated(blank, zeros, zeros.astype(jnp.float32), state)
     start = _Writing(jnp.int32(0), state, last, zeros > 0, written)
 
@@ -205,7 +139,7 @@ def _written(step, longest, top_k, top_p, params, state, tokens, lengths, *rest)
         return (now.number < length) & ~now.done.all()
 
     def write(now):
-        state, logits = step(params, now.state, now.token)
+        state, logits = step(given.params, now.state, now.token)
         if key is None:
             token = jnp.argmax(logits, -1).astype(jnp.int32)
         else:
@@ -214,12 +148,6 @@ def _written(step, longest, top_k, top_p, params, state, tokens, lengths, *rest)
         return _with(now, state, logits, token, stop)
 
     return lax.while_loop(goes_on, write, start).written
-
-
-def _read(step: Any, lengths: Array, state: PyTree, at: Any) -> tuple[PyTree, None]:
-    """Reads a token of each row whose prompt has one there, but for its last."""
-    number, tokens = at
-    return _chosen(number < lengths, step(state, tokens)[0], state), None
 
 
 def _with(now: _Writing, state: PyTree, logits: Any, token: Array, stop: Any) -> Any:
@@ -232,16 +160,7 @@ def _with(now: _Writing, state: PyTree, logits: Any, token: Array, stop: Any) ->
         old.tokens.at[:, now.number].set(column),
         old.lengths + going.astype(jnp.int32),
         old.scores + jnp.where(going, log, jnp.zeros_like(log)),
-        _chosen(going, state, now.state),
+        reading.chosen(going, state, now.state),
     )
     done = now.done | (token[:, None] == stop[None]).any(-1)
     return _Writing(now.number + 1, written.state, token, done, written)
-
-
-def _chosen(rows: Array, one: PyTree, other: PyTree) -> PyTree:
-    """One of two states for each row."""
-
-    def choose(new, old):
-        return jnp.where(jnp.expand_dims(rows, tuple(range(1, new.ndim))), new, old)
-
-    return jax.tree.map(choose, one, other)
