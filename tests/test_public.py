@@ -28,7 +28,8 @@ PUBLIC = {
     "lstm_jax.training": """
         Checkpoints Cursor Diverged Plateau Result TrainState Weighted absolute_error
         accuracy activation_penalty binary_cross_entropy bits create cross_entropy
-        evaluate fit huber_error l1_penalty l2_penalty linear_cross_entropy load_weights
+        ctc_alignable ctc_loss evaluate fit huber_error l1_penalty l2_penalty
+        linear_cross_entropy load_weights
         make_train_step perplexity predict reset_rows save_weights span_f1 squared_error
         temporal_activation_penalty truncated_value_and_grad
     """,

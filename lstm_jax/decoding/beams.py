@@ -61,10 +61,10 @@ def beam_search(
 
     A hypothesis is a continuation that ends with its first stop token, or that has
     ``length`` tokens. Its score is ``log_prob / tokens**length_penalty``, where the
-    prompt does not count and a stop token does. The search keeps the ``width`` likeliest
-    beginnings, and ends where none of them can come to a score above the ``width`` best
-    hypotheses so far. A wide enough beam finds the best of all, under any penalty. What
-    comes first does not depend on ``n_best``.
+    prompt does not count and a stop token does. The search keeps the ``width``
+    likeliest beginnings, and ends where none of them can come to a score above the
+    ``width`` best hypotheses so far. A wide enough beam finds the best of all, under
+    any penalty. What comes first does not depend on ``n_best``.
 
     Args:
         step: as for :func:`generate`; it is given ``B * width`` rows.

@@ -3,6 +3,8 @@
 from lstm_jax.training.disk.checkpoints import Checkpoints as Checkpoints
 from lstm_jax.training.disk.weights import load_weights as load_weights
 from lstm_jax.training.disk.weights import save_weights as save_weights
+from lstm_jax.training.losses.ctc import ctc_alignable as ctc_alignable
+from lstm_jax.training.losses.ctc import ctc_loss as ctc_loss
 from lstm_jax.training.losses.elementwise import absolute_error as absolute_error
 from lstm_jax.training.losses.elementwise import (
     binary_cross_entropy as binary_cross_entropy,
@@ -52,6 +54,8 @@ __all__ = (
     "bits",
     "create",
     "cross_entropy",
+    "ctc_alignable",
+    "ctc_loss",
     "evaluate",
     "fit",
     "huber_error",

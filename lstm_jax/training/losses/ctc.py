@@ -1,0 +1,163 @@
+"""The loss of labels whose places among the frames are not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lstm_jax.checks import arrays as shapes
+from lstm_jax.checks import border, options, slips
+from lstm_jax.numerics import accumulation_dtype
+from lstm_jax.training.losses.counted import finish, valid_tokens
+from lstm_jax.training.losses.weighted import Weighted
+from lstm_jax.types import Array
+
+
+@slips.explained
+def ctc_loss(
+    logits: Array,
+    labels: Array,
+    *,
+    lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    blank: int = 0,
+    weighted: bool = False,
+) -> Array | Weighted:
+    """The mean CTC loss over rows: ``-log p(labels | frames)``, any alignment.
+
+    A row whose labels do not fit into its frames, one each and a blank between equal
+    ones, has no alignment: it weighs 0, and so does its gradient.
+    :func:`ctc_alignable` says which these are, to be counted.
+
+    Args:
+        logits: ``[B, T, K]``, floating, the blank among the K classes; computed with in
+            float32 or wider. A class may be at -inf.
+        labels: ``[B, N]``, integers from 0 to K - 1 that are not ``blank``, where they
+            count.
+        lengths: ``[B]`` integers, valid frames of each row; all if None. Beyond them
+            logits may hold anything, NaN included.
+        label_lengths: ``[B]`` integers, valid labels; all if None. A row without labels
+            is one of blanks alone.
+        blank: the class that stands for no label.
+        weighted: whether the sum and the number of rows that can be aligned come back
+            as :class:`Weighted`, instead of the mean.
+
+    Returns:
+        A scalar, in nats a row; 0 where no row can be aligned. PyTorch's mean divides
+        each row by its number of labels first. Where labels are traced, one that counts
+        and is no label makes the loss NaN.
+
+    Raises:
+        ValueError: if a shape does not fit, ``blank`` is no class, or a label that
+            counts is out of range or the blank, where the values are known.
+        TypeError: if ``logits`` are not floating, or labels or lengths no integers.
+
+    Source:
+        Graves et al. 2006, "Connectionist temporal classification"; ``optax.ctc_loss``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lstm_jax import training
+        >>> frames, labels = jnp.zeros((1, 3, 2)), jnp.array([[1]])
+        >>> # 6 of the 8 sequences of 3 frames are one run of label 1.
+        >>> round(float(jnp.exp(-training.ctc_loss(frames, labels))), 6)
+        0.75
+    """
+    options.check_flag("weighted", weighted)
+    logits = shapes.take_array("logits", logits)
+    if logits.ndim != 3:
+        raise ValueError(f"logits: expected shape [B, T, K], got {list(logits.shape)}.")
+    if not 0 <= blank < logits.shape[-1]:
+        raise ValueError(
+            f"blank: expected a class from 0 to {logits.shape[-1] - 1}, got {blank}."
+        )
+    frames = valid_tokens(jnp.zeros(logits.shape[:2], jnp.int32), None, lengths)
+    labels, there = _taken(labels, label_lengths, logits.shape[0])
+    wrong = _wrong(labels, there, blank, logits.shape[-1])
+    fits = _fits(labels, there, frames) & ~wrong
+    losses = _losses(logits, frames, labels, there & ~wrong[:, None], fits, blank)
+    losses = jnp.where(wrong, jnp.asarray(jnp.nan, losses.dtype), losses)
+    return finish(jnp.sum(losses), jnp.sum(fits, dtype=jnp.int32), weighted)
+
+
+def ctc_alignable(
+    labels: Array, *, lengths: Array, label_lengths: Array | None = None
+) -> Array:
+    """Which rows have as many frames as their labels need.
+
+    Args:
+        labels: ``[B, N]``, as for :func:`ctc_loss`.
+        lengths: ``[B]`` integers, frames of each row.
+        label_lengths: ``[B]`` integers; all labels count if None.
+
+    Returns:
+        Bool ``[B]``.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if labels or lengths are no integers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lstm_jax import training
+        >>> labels = jnp.array([[1, 1, 1], [1, 2, 1]])
+        >>> training.ctc_alignable(labels, lengths=jnp.array([4, 4])).tolist()
+        [False, True]
+    """
+    lengths = border.take("lengths", lengths, allow_lists=True)
+    shapes.check_array("lengths", lengths, jnp.integer)
+    labels, there = _taken(labels, label_lengths, len(lengths))
+    return lengths >= _needed(labels, there)
+
+
+def _taken(labels: Any, label_lengths: Any, rows: int) -> tuple[Array, Array]:
+    """Labels, and where they count."""
+    labels = border.take("labels", labels)
+    shapes.check_array("labels", labels, jnp.integer)
+    if labels.ndim != 2 or labels.shape[0] != rows:
+        raise ValueError(
+            f"labels: expected shape [B, N] with B = {rows}, got {list(labels.shape)}."
+        )
+    return labels.astype(jnp.int32), valid_tokens(labels, None, label_lengths)
+
+
+def _wrong(labels: Array, there: Array, blank: int, classes: int) -> Array:
+    """Rows with a label that is none; an error where the values are known."""
+    none = there & ((labels < 0) | (labels >= classes) | (labels == blank))
+    if not isinstance(none, jax.core.Tracer) and (bad := np.asarray(none)).any():
+        raise ValueError(
+            f"labels: expected from 0 to {classes - 1} and not the blank, {blank}, got "
+            f"{np.asarray(labels)[bad][0]}."
+        )
+    return none.any(-1)
+
+
+def _needed(labels: Array, there: Array) -> Array:
+    """The fewest frames of each row: equal neighbours need a blank between them."""
+    again = (labels[:, 1:] == labels[:, :-1]) & there[:, 1:]
+    return there.sum(-1, dtype=jnp.int32) + again.sum(-1, dtype=jnp.int32)
+
+
+def _fits(labels: Array, there: Array, frames: Array) -> Array:
+    return frames.sum(-1, dtype=jnp.int32) >= _needed(labels, there)
+
+
+def _losses(logits, frames, labels, there, fits, blank):
+    """The loss of each row, 0 where there is no alignment."""
+    wide = accumulation_dtype(logits.dtype)
+    keep = (frames & fits[:, None])[..., None]
+    logits = jnp.where(keep, logits.astype(wide), jnp.zeros((), wide))
+    # A product of -inf and 0 would be NaN; this is as good as never.
+    logits = jnp.maximum(logits, jnp.asarray(-1e9, wide))
+    # One more frame and label of padding, so that there always is one of each.
+    logits = jnp.pad(logits, ((0, 0), (0, 1), (0, 0)))
+    pad = lambda valid: jnp.pad(~valid, ((0, 0), (0, 1)), constant_values=True)
+    labels = jnp.pad(jnp.where(there, labels, jnp.int32(0)), ((0, 0), (0, 1)))
+    padded = pad(frames).astype(wide), labels, pad(there).astype(wide)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        losses = optax.ctc_loss(logits, *padded, blank_id=blank)
+    return jnp.where(fits, losses.astype(wide), jnp.zeros((), wide))
