@@ -21,7 +21,10 @@ PUBLIC = {
         from_keras from_torch state_from_keras state_from_torch state_to_keras
         state_to_torch to_keras to_torch
     """,
-    "lstm_jax.data": "Vocabulary pad_sequences stream_batches",
+    "lstm_jax.data": """
+        Batches Packed Scaler Vocabulary bucket_batches pack_documents pad_sequences
+        shuffled_batches sliding_windows stream_batches
+    """,
     "lstm_jax.decoding": "Generated Hypotheses beam_search generate sample",
     "lstm_jax.linen": "LSTM Stack params_of variables_of",
     "lstm_jax.nnx": "LSTM Parameters Stack",

@@ -1,7 +1,25 @@
 """Sequences as batches, in NumPy."""
 
+from lstm_jax.data.batches import Batches as Batches
+from lstm_jax.data.batches import bucket_batches as bucket_batches
+from lstm_jax.data.batches import shuffled_batches as shuffled_batches
+from lstm_jax.data.packing import Packed as Packed
+from lstm_jax.data.packing import pack_documents as pack_documents
 from lstm_jax.data.sequences import pad_sequences as pad_sequences
 from lstm_jax.data.text import Vocabulary as Vocabulary
 from lstm_jax.data.text import stream_batches as stream_batches
+from lstm_jax.data.windows import Scaler as Scaler
+from lstm_jax.data.windows import sliding_windows as sliding_windows
 
-__all__ = ("Vocabulary", "pad_sequences", "stream_batches")
+__all__ = (
+    "Batches",
+    "Packed",
+    "Scaler",
+    "Vocabulary",
+    "bucket_batches",
+    "pack_documents",
+    "pad_sequences",
+    "shuffled_batches",
+    "sliding_windows",
+    "stream_batches",
+)

@@ -55,10 +55,10 @@ class Feed:
 
     def _open(self) -> None:
         source = self.source(self.epoch) if callable(self.source) else self.source
-        batches: Any = source
-        said = bool(getattr(batches, "continues", False))
+        sources: tuple[Any, ...] = self.source, source
+        said = any(getattr(one, "continues", False) for one in sources)
         self.continues = said if self._told is None else self._told
-        self._batches = iter(batches)
+        self._batches = iter(source)
         self.once = self._batches is self.source
 
     def _skip(self, number: int) -> Any:
