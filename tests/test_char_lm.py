@@ -111,7 +111,7 @@ def test_interrupted_training_keeps_what_it_learned(folder, tmp_path, run_here, 
     assert len(run_here("--sample", tmp_path, "--length", 5)) > 5
 
 
-def test_a_run_goes_on_and_refuses_what_is_another(folder, tmp_path):
+def test_a_run_goes_on_and_refuses_what_is_another(folder, tmp_path, run_here):
     """The same two hundred steps at once, and in two goes."""
     small = ["--text", folder / "text.txt", *SMALL, "--sample-every", 30]
     assert run(*small, "--out", tmp_path / "whole", "--steps", 60).returncode == 0
@@ -125,14 +125,20 @@ def test_a_run_goes_on_and_refuses_what_is_another(folder, tmp_path):
             process.terminate()
     process.communicate()
     again = [*small, "--out", tmp_path / "two", "--steps", 60]
-    refused = run(*again)
-    assert refused.returncode == 1 and "which holds a run" in refused.stderr
-    other = run(*again, "--resume", "--learning-rate", 0.1)
-    assert other.returncode == 1 and "settings['learning_rate']" in other.stderr
-    other = run(*again, "--resume", "--hidden-size", 33)
-    assert other.returncode == 1 and "expected float32 [33" in other.stderr
-    none = run(*small, "--out", tmp_path / "mistyped", "--resume")
-    assert none.returncode == 1 and "got none. Is this the folder" in none.stderr
+    refusals = {
+        (*again,): "which holds a run",
+        (*again, "--resume", "--learning-rate", 0.1): r"settings\['learning_rate'\]",
+        (*again, "--resume", "--hidden-size", 33): r"expected float32 \[33",
+        (
+            *small,
+            "--out",
+            tmp_path / "none",
+            "--resume",
+        ): "got none. Is this the folder",
+    }
+    for args, words in refusals.items():
+        with pytest.raises(SystemExit, match=words):
+            run_here(*args)
     done = run(*again, "--resume")
     assert done.returncode == 0, done.stderr
     for name in ("weights.safetensors", "sample_30.txt", "sample_60.txt"):

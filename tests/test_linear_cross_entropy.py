@@ -175,6 +175,35 @@ def test_targets_that_are_no_class(target):
     assert all(np.isfinite(one).all() for one in (value, *grads))
 
 
+@pytest.mark.parametrize("mapped", [False, True], ids=["whole", "mapped"])
+@pytest.mark.parametrize("weighing", ["none", "floats", "bools"])
+def test_traced_targets_that_are_no_class_under_transforms(weighing, mapped):
+    """A token that counts poisons, though its weight be 0."""
+    ys, kernel, bias, weights, targets = case()
+    targets, weights = targets.at[1, 2].set(-1), weights.at[1, 2].set(0)
+
+    def loss(ys, kernel, bias, weights, targets):
+        given = {
+            "none": None,
+            "floats": weights,
+            "bools": (weights > 0).astype(ys.dtype),
+        }[weighing]
+        return ours(ys, kernel, bias, given, targets, chunk_size=4)
+
+    each = lambda f: jax.vmap(f, (0, None, None, 0, 0)) if mapped else f
+    args, poisoned = (ys, kernel, bias, weights, targets), [False, True, False]
+    moving = MOVING if weighing == "floats" else MOVING[:3]
+    value, grads = jax.jit(each(jax.value_and_grad(loss, moving)))(*args)
+    for one in (value, jax.jit(each(loss))(*args)):
+        assert np.isnan(one).tolist() == (poisoned if mapped else True)
+    wrong = np.isnan(grads[0])
+    assert wrong[1, 2].all() and wrong.sum() == H
+    for grad in grads[1:3]:
+        assert np.isnan(grad[1] if mapped else grad).all()
+        assert not mapped or np.isfinite(grad[np.array([0, 2])]).all()
+    assert all(np.isnan(grad[1, 2]) for grad in grads[3:])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_other_dtypes(dtype):
     with jax.enable_x64(dtype == "float64"):

@@ -1,4 +1,4 @@
-"""Losses over what is valid, and targets that are no class."""
+"""Losses against what they say in NumPy; padding, dtypes and errors."""
 
 import re
 
@@ -16,11 +16,17 @@ from lstm_jax.training import (
     squared_error,
 )
 from tests.common import normal
+from tests.loss_cases import ELEMENTWISE, SHAPE, V, _binary
 
-SHAPE, V = (3, 4), 7
 LOGITS = np.asarray(normal(0, (*SHAPE, V), scale=3.0))
+
+
 TARGETS = np.random.default_rng(0).integers(0, V, SHAPE).astype(np.int32)
+
+
 MASK = np.random.default_rng(1).random(SHAPE) < 0.6
+
+
 LENGTHS = np.array([4, 0, 2], np.int32)
 
 
@@ -111,6 +117,33 @@ def test_traced_targets_that_are_no_class_poison_the_loss(target, kind):
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("classes", [1, 2, V])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("mapped", [False, True], ids=["whole", "mapped"])
+def test_only_where_a_target_is_no_class_is_there_a_nan(mapped, weighted, classes):
+    logits = jnp.asarray(LOGITS[..., :classes])
+    targets = jnp.asarray(TARGETS % classes).at[1, 2].set(-1)
+
+    def loss(logits, targets):
+        result = cross_entropy(logits, targets, weighted=weighted)
+        return result.total if weighted else result
+
+    def tangent(logits, targets):
+        of = lambda logits: loss(logits, targets)
+        return jax.jvp(of, (logits,), (jnp.ones_like(logits),))
+
+    each = jax.vmap if mapped else lambda f: f
+    poisoned = [False, True, False] if mapped else True
+    both = each(jax.value_and_grad(loss))
+    for run in (jax.jit(both), both) if mapped else (jax.jit(both),):
+        value, grad = run(logits, targets)
+        assert np.isnan(value).tolist() == poisoned
+        wrong = np.isnan(grad)
+        assert wrong[1, 2].all() and wrong.sum() == classes
+    for part in jax.jit(each(tangent))(logits, targets):
+        assert np.isnan(part).tolist() == poisoned
+
+
 @pytest.mark.parametrize("run", [jax.jit, jax.vmap], ids=["jit", "vmap"])
 def test_debug_nans_finds_none_where_targets_are_right(run):
     with jax.debug_nans(True):
@@ -142,6 +175,8 @@ def test_half_precision_is_taken_in_float32():
 
 
 ONES = jnp.ones((2, 3))
+
+
 REFUSED = {
     "shape": (
         dict(targets=jnp.ones(3, int)),
@@ -220,23 +255,6 @@ def test_a_sum_and_how_many_there_are(run):
     assert none.total == 0 and none.weight == 0 and none.mean() == 0
 
 
-def _huber(error, delta):
-    size = abs(error)
-    return 0.5 * size**2 if size <= delta else delta * (size - 0.5 * delta)
-
-
-def _binary(logit, target):
-    yes = 1 / (1 + np.exp(-logit))
-    return -target * np.log(yes) - (1 - target) * np.log(1 - yes)
-
-
-ELEMENTWISE = {
-    "squared": (squared_error, lambda p, t: (p - t) ** 2, {}),
-    "absolute": (absolute_error, lambda p, t: abs(p - t), {}),
-    "huber": (huber_error, lambda p, t: _huber(p - t, 1.0), {}),
-    "huber of 0.3": (huber_error, lambda p, t: _huber(p - t, 0.3), {"delta": 0.3}),
-    "binary": (binary_cross_entropy, _binary, {}),
-}
 EACH = pytest.mark.parametrize(
     ("loss", "of_one", "options"), ELEMENTWISE.values(), ids=ELEMENTWISE
 )

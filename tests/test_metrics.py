@@ -1,5 +1,6 @@
 """Accuracy, perplexity, bits, and spans that are found whole or not at all."""
 
+import functools
 import math
 import re
 
@@ -56,6 +57,33 @@ def test_accuracy_at_the_edges():
     assert np.isnan(jax.jit(accuracy)(jnp.zeros((2, 3)), jnp.array([0, 3])))
     with pytest.raises(TypeError, match="weighted: expected True or False"):
         accuracy(jnp.zeros((2, 3)), jnp.array([0, 1]), weighted=1)
+
+
+RUNS = {
+    "jit": jax.jit,
+    "vmap": jax.vmap,
+    "jit of vmap": lambda f: jax.jit(jax.vmap(f)),
+    "vmap of jit": lambda f: jax.vmap(jax.jit(f)),
+    "map": lambda f: lambda *args: jax.lax.map(lambda one: f(*one), args),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("target", [-100, -1, 2, 7])
+def test_traced_targets_that_are_no_class_poison_the_accuracy(target, run):
+    """Whether another token is right, or this one would be, whatever its logits."""
+    logits = jnp.array([[[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    targets = jnp.array([[1, target], [0, 0]])
+    right = jnp.array([[1, 1], [0, 0]])
+    for rows in (logits, -logits):
+        value = run(accuracy)(rows, targets)
+        assert np.isnan(value[0] if value.shape else value)
+        if value.shape:  # Of each row its own.
+            assert value[1] == 0.5
+        total, weight = run(functools.partial(accuracy, weighted=True))(rows, targets)
+        assert np.isnan(np.sum(total)) and np.sum(weight) == 4
+        assert np.isfinite(run(accuracy)(rows, right)).all()
+        assert np.isfinite(run(accuracy)(rows, targets, targets == right)).all()
 
 
 def test_perplexity_and_bits():

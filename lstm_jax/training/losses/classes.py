@@ -33,12 +33,10 @@ class Classes(NamedTuple):
         """``values`` ``[...]`` with NaN where targets are wrong, in gradients too."""
         if not isinstance(self.wrong, jax.core.Tracer):
             return values
-        nan_or = lambda right: jnp.where(self.wrong, jnp.nan, right)
-        # The product is for gradients, the sum for values: of bools as numbers times
-        # NaN XLA makes NaN or 0.
-        return values * nan_or(1.0).astype(values.dtype) + nan_or(0.0).astype(
-            values.dtype
-        )
+        nan = jnp.where(self.wrong, jnp.nan, 0.0).astype(values.dtype)
+        # The product is for gradients. It does not do for values: where they were bools
+        # XLA selects by them, and what was False stays 0.
+        return values * (1 + nan) + nan
 
 
 def take_classes(
@@ -74,7 +72,7 @@ def take_classes(
     targets = targets.astype(jnp.int64 if targets.dtype.itemsize > 4 else jnp.int32)
     wrong = valid & ((targets < 0) | (targets >= classes))
     _check_range(targets, wrong, classes, last)
-    targets = jnp.where(valid & ~wrong, targets, jnp.zeros_like(targets))
+    targets = jnp.where(valid & ~wrong, targets, jnp.zeros((), targets.dtype))
     return Classes(targets, valid, wrong)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lstm_jax import meshes
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import border, options, slips
 from lstm_jax.numerics import accumulation_dtype
@@ -158,6 +159,8 @@ def _losses(logits, frames, labels, there, fits, blank):
     pad = lambda valid: jnp.pad(~valid, ((0, 0), (0, 1)), constant_values=True)
     labels = jnp.pad(jnp.where(there, labels, jnp.int32(0)), ((0, 0), (0, 1)))
     padded = pad(frames).astype(wide), labels, pad(there).astype(wide)
+    run = lambda *args: (optax.ctc_loss(*args, blank_id=blank),)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        losses = optax.ctc_loss(logits, *padded, blank_id=blank)
+        # Optax makes arrays of its own, which have no explicit sharding.
+        (losses,) = meshes.automatic(run, (logits, *padded), logits, (0, 1), (0,))
     return jnp.where(fits, losses.astype(wide), jnp.zeros((), wide))

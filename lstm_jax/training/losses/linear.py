@@ -144,7 +144,7 @@ def _take_weights(weights: Any, valid: Array) -> Array:
     """Checks weights; returns them with 0 where a token does not count."""
     weights = shapes.take_array("weights", weights)
     shapes.check_shape("weights", "of targets", valid.shape, weights)
-    weights = jnp.where(valid, weights, jnp.zeros_like(weights))
+    weights = jnp.where(valid, weights, jnp.zeros((), weights.dtype))
     if not isinstance(weights, jax.core.Tracer):
         least = np.asarray(weights).min(initial=0)
         if least < 0:

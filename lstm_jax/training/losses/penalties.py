@@ -158,7 +158,7 @@ def _counted(values: Array, mask: Array | None) -> Array:
     """``values`` with 0 at steps that do not count: they may be NaN."""
     if mask is None:
         return values
-    return jnp.where(jnp.expand_dims(mask, -1), values, jnp.zeros_like(values))
+    return jnp.where(jnp.expand_dims(mask, -1), values, jnp.zeros((), values.dtype))
 
 
 def _mean(values: Array, mask: Array | None) -> Array:

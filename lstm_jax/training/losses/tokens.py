@@ -60,9 +60,10 @@ def cross_entropy(
     classes = logits.shape[-1] if logits.shape else 0
     tokens = take_classes(targets, logits.shape, classes, mask, lengths)
     logits = logits.astype(accumulation_dtype(logits.dtype))
+    zero = jnp.zeros((), logits.dtype)
     keep = jnp.expand_dims(tokens.valid, -1)
-    logits = jnp.where(keep, logits, jnp.zeros_like(logits))
+    logits = jnp.where(keep, logits, zero)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens.targets)
     losses = tokens.poison(losses)
-    total = jnp.sum(jnp.where(tokens.valid, losses, jnp.zeros_like(losses)))
+    total = jnp.sum(jnp.where(tokens.valid, losses, zero))
     return finish(total, count(tokens.valid), weighted)
