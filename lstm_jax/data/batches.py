@@ -11,7 +11,7 @@ from lstm_jax.checks import options
 from lstm_jax.data.buckets import choose_bounds
 from lstm_jax.data.sequences import pad_sequences
 
-Plan = Callable[[int], list[np.ndarray]]
+Plan = Callable[[int], Sequence[Any]]
 
 
 class Batches:
@@ -38,7 +38,7 @@ class Batches:
     def __init__(
         self,
         plan: Plan,
-        take: Callable[[np.ndarray], Any],
+        take: Callable[[Any], Any],
         *,
         padding: float = 0.0,
         dropped: int = 0,

@@ -60,7 +60,7 @@ class Vocabulary:
             raise ValueError(f"text: not in the vocabulary: {''.join(unknown)!r}.")
         return np.array([table[character] for character in text], np.int32)
 
-    def decode(self, tokens: np.ndarray | list[int]) -> str:
+    def decode(self, tokens: Any) -> str:
         """Returns the text that the numbers, ``[T]``, stand for.
 
         Raises:

@@ -78,14 +78,17 @@ def check_options(key: Any, temperature: Any, top_k: Any, top_p: Any) -> None:
             "key: expected one, since tokens are drawn, got None. temperature=0.0 "
             "takes the likeliest ones and needs none."
         )
-    if key is not None and not jnp.issubdtype(
-        getattr(key, "dtype", None), jax.dtypes.prng_key
-    ):
+    if key is not None and not _is_key(key):
         raise TypeError(f"key: expected jax.random.key(seed), got {key!r}.")
     if top_k is not None:
         options.check_positive("top_k", top_k)
     if top_p is not None:
         options.check_probability("top_p", top_p)
+
+
+def _is_key(value: Any) -> bool:
+    typed = isinstance(value, jax.Array)
+    return typed and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def draw(logits: Array, key: Array, temperature: Any, top_k: Any, top_p: Any) -> Array:

@@ -56,8 +56,9 @@ class Schedule(NamedTuple):
             raise ValueError(
                 "evaluate_every: expected valid= data beside it, got none."
             )
-        plain = lambda value: value if value is None else int(value)
-        return Schedule(*map(plain, self[:-1]), self.evaluates)
+        named = self._asdict().items()
+        numbers = {name: int(n) for name, n in named if n is not None}
+        return self._replace(**numbers | {"evaluates": self.evaluates})
 
 
 @dataclasses.dataclass

@@ -54,11 +54,11 @@ class Feed:
         self._look()
 
     def _open(self) -> None:
-        source = self.source(self.epoch) if callable(self.source) else self.source
-        sources: tuple[Any, ...] = self.source, source
-        said = any(getattr(one, "continues", False) for one in sources)
+        source: Any = self.source
+        batches = source(self.epoch) if callable(source) else source
+        said = any(getattr(one, "continues", False) for one in (source, batches))
         self.continues = said if self._told is None else self._told
-        self._batches = iter(source)
+        self._batches = iter(batches)
         self.once = self._batches is self.source
 
     def _skip(self, number: int) -> Any:

@@ -102,7 +102,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     max_skipped: int = 10,
     log_every: int = 50,
-    derived: Mapping[str, Callable[[dict[str, Any]], float]] | None = None,
+    derived: Mapping[str, Callable[[dict[str, Any]], Any]] | None = None,
     flops_per_token: Any = None,
     tensorboard: bool = False,
     show: bool = True,

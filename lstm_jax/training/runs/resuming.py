@@ -35,7 +35,9 @@ def check_settings(out: Any, was: dict[str, Any], now: dict[str, Any]) -> None:
 
 def check_monitor(out: Any, was: dict[str, Any] | None, now: Any) -> None:
     """Refuses another figure: the best so far is of the one that there was."""
-    for name in ("name", "mode") if was and now else ():
+    if not was or not now:
+        return
+    for name in ("name", "mode"):
         if was[name] != now[name]:
             raise ValueError(
                 f"{'monitor' if name == 'name' else name}: expected {was[name]!r}, as "
