@@ -55,7 +55,7 @@ class Feed:
 
     def _open(self) -> None:
         source: Any = self.source
-        batches = source(self.epoch) if callable(source) else source
+        batches: Any = source(self.epoch) if callable(source) else source
         said = any(getattr(one, "continues", False) for one in (source, batches))
         self.continues = said if self._told is None else self._told
         self._batches = iter(batches)
