@@ -115,9 +115,7 @@ def train(config):
         clip_norm=config.clip,
         settings=settings | {"characters": characters},
         derived={
-            "valid_perplexity": lambda row: float(
-                training.perplexity(row["valid_loss"])
-            )
+            "valid_perplexity": lambda row: training.perplexity(row["valid_loss"])
         },
         flops_per_token=model,
         hooks=[sample],
