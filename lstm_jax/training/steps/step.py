@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from lstm_jax.checks import border, options
 from lstm_jax.numerics import accumulation_dtype
@@ -193,7 +194,8 @@ def _stepped(
     moving = ("params", "opt_state", "carry", "ema")
     new = _updated(plan, state, grads)._replace(carry=carry)
     old = state._replace(carry=anew)
-    choose = lambda new, old: jnp.where(taken, new, old)
+    # Of one shape and dtype each, or an error: nothing is broadcast.
+    choose = lambda new, old: lax.select(taken, new, old)
     chosen = jax.tree.map(
         choose, *({name: getattr(one, name) for name in moving} for one in (new, old))
     )
