@@ -3,6 +3,8 @@
 from lstm_jax.data.batches import Batches as Batches
 from lstm_jax.data.batches import bucket_batches as bucket_batches
 from lstm_jax.data.batches import shuffled_batches as shuffled_batches
+from lstm_jax.data.loading import from_grain as from_grain
+from lstm_jax.data.loading import prefetch as prefetch
 from lstm_jax.data.packing import Packed as Packed
 from lstm_jax.data.packing import pack_documents as pack_documents
 from lstm_jax.data.sequences import pad_sequences as pad_sequences
@@ -17,8 +19,10 @@ __all__ = (
     "Scaler",
     "Vocabulary",
     "bucket_batches",
+    "from_grain",
     "pack_documents",
     "pad_sequences",
+    "prefetch",
     "shuffled_batches",
     "sliding_windows",
     "stream_batches",

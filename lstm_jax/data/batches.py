@@ -107,7 +107,7 @@ def shuffled_batches(
         cuts = [order[n : n + batch_size] for n in range(0, rows, batch_size)]
         return [_share(cut, index, count) for cut in cuts]
 
-    return Batches(plan, lambda places: _each(examples, lambda a: a[places]))
+    return Batches(plan, lambda places: each(examples, lambda a: np.asarray(a)[places]))
 
 
 def bucket_batches(
@@ -234,20 +234,20 @@ def _check_process(process: Any, batch_size: int, last: int) -> tuple[int, int]:
     return index, count
 
 
-def _each(examples: Any, function: Callable[[np.ndarray], Any]) -> Any:
-    """A function of every array of a nest of tuples, lists and dicts."""
+def each(examples: Any, function: Callable[[Any], Any]) -> Any:
+    """A function of every leaf of a nest of tuples, lists and dicts."""
     if isinstance(examples, dict):
-        return {name: _each(one, function) for name, one in examples.items()}
+        return {name: each(one, function) for name, one in examples.items()}
     if isinstance(examples, tuple) and hasattr(examples, "_fields"):
-        return type(examples)(*(_each(one, function) for one in examples))
+        return type(examples)(*(each(one, function) for one in examples))
     if isinstance(examples, (tuple, list)):
-        return type(examples)(_each(one, function) for one in examples)
-    return function(np.asarray(examples))
+        return type(examples)(each(one, function) for one in examples)
+    return function(examples)
 
 
 def _rows(examples: Any) -> int:
     shapes: list[tuple[int, ...]] = []
-    _each(examples, lambda array: shapes.append(array.shape))
+    each(examples, lambda leaf: shapes.append(np.shape(leaf)))
     rows = {shape[:1] for shape in shapes}
     if len(rows) != 1 or () in rows or (0,) in rows:
         raise ValueError(

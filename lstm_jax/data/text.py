@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterator
+import functools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,61 +14,144 @@ import numpy as np
 from lstm_jax.checks import options
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Vocabulary:
-    """The characters a model knows, each with its number.
+    """The characters or the words that a model knows, each with its number.
+
+    Nothing in it stands for padding: what counts is said by lengths. A word of one's
+    own that begins or ends a sentence is one of its words.
 
     Args:
-        characters: every character once; its place is its number.
+        symbols: characters, as one string; or words, as a sequence of strings. Each
+            once; its place is its number.
+        unknown: the one of them that stands for whatever is not in it; None where that
+            is an error.
+        characters: the old name of ``symbols``.
 
     Raises:
-        ValueError: if there is none, or one twice.
+        ValueError: if there is none, one twice, or ``unknown`` is none of them.
+        TypeError: if they are not strings.
 
     Example:
         >>> from lstm_jax.data import Vocabulary
         >>> vocabulary = Vocabulary.of("hello")
-        >>> vocabulary.characters, vocabulary.encode("hole").tolist()
+        >>> vocabulary.symbols, vocabulary.encode("hole").tolist()
         ('ehlo', [1, 3, 2, 0])
         >>> vocabulary.decode([1, 0])
         'he'
+        >>> sentences = [["the", "cat", "sat"], ["the", "cat", "ran"]]
+        >>> words = Vocabulary.of(sentences, least_count=2, unknown="<unk>")
+        >>> words.symbols, words.encode(["the", "dog"]).tolist()
+        (('<unk>', 'cat', 'the'), [2, 0])
     """
 
-    characters: str
+    symbols: str | tuple[str, ...]
+    unknown: str | None = None
 
-    def __post_init__(self) -> None:
-        """Checks the characters."""
-        if not self.characters or len(set(self.characters)) != len(self.characters):
+    def __init__(
+        self,
+        symbols: str | Sequence[str] | None = None,
+        unknown: str | None = None,
+        *,
+        characters: str | None = None,
+    ):
+        """Checks and keeps the symbols."""
+        if characters is not None:
+            _say_renamed(stacklevel=3)
+            symbols = characters
+        if not isinstance(symbols, str):
+            symbols = _words("symbols", symbols)
+        if not symbols or len(set(symbols)) != len(symbols):
             raise ValueError(
-                "characters: expected every character once, got "
-                f"{self.characters!r}. Vocabulary.of(text) collects those of a text."
+                f"symbols: expected every one once, got {symbols!r}. Vocabulary.of "
+                "collects those of a text."
             )
+        if unknown is not None and unknown not in tuple(symbols):
+            raise ValueError(
+                f"unknown: expected one of the symbols, got {unknown!r}. Vocabulary.of "
+                "adds it to those of a text."
+            )
+        object.__setattr__(self, "symbols", symbols)
+        object.__setattr__(self, "unknown", unknown)
 
     @classmethod
-    def of(cls, text: str) -> Vocabulary:
-        """Returns the vocabulary of the characters of a text, in order."""
-        return cls("".join(sorted(set(text))))
+    def of(
+        cls,
+        text: str | Iterable[Sequence[str]],
+        *,
+        least_count: int = 1,
+        unknown: str | None = None,
+    ) -> Vocabulary:
+        """Returns the vocabulary of a text, in alphabetical order.
+
+        Args:
+            text: a string, of characters; or sentences, each a sequence of words. Those
+                of training alone, since what is only in others is unknown.
+            least_count: how often a symbol has to occur.
+            unknown: what stands for the others; it comes first.
+
+        Raises:
+            ValueError: if symbols are left out and nothing stands for them.
+            TypeError: if a sentence is a string: its words are ``sentence.split()``.
+        """
+        options.check_positive("least_count", least_count)
+        if isinstance(text, str):
+            if unknown is not None and len(unknown) != 1:
+                raise ValueError(
+                    f"unknown: expected one character, as '\ufffd' is, got {unknown!r}."
+                )
+            counts = collections.Counter(text)
+        else:
+            counts = collections.Counter(
+                word
+                for n, sentence in enumerate(text)
+                for word in _words(f"text[{n}]", sentence)
+            )
+        kept = sorted(s for s, count in counts.items() if count >= least_count)
+        if unknown is None and len(kept) < len(counts):
+            raise ValueError(
+                "unknown: expected a symbol that stands for those that occur less than "
+                f"{least_count} times, {len(counts) - len(kept)} of {len(counts)}, got "
+                "None."
+            )
+        if unknown is not None:
+            kept = [unknown, *(symbol for symbol in kept if symbol != unknown)]
+        return cls("".join(kept) if isinstance(text, str) else kept, unknown)
+
+    @property
+    def characters(self) -> str | tuple[str, ...]:
+        """The old name of ``symbols``."""
+        _say_renamed(stacklevel=3)
+        return self.symbols
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {symbol: n for n, symbol in enumerate(self.symbols)}
 
     def __len__(self) -> int:
-        """Returns how many characters there are."""
-        return len(self.characters)
+        """Returns how many symbols there are."""
+        return len(self.symbols)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Returns the numbers of a text's characters, ``[T]`` int32.
+    def encode(self, text: str | Sequence[str]) -> np.ndarray:
+        """Returns the numbers of a text's characters or words, ``[T]`` int32.
 
         Raises:
-            ValueError: if a character is not in the vocabulary.
+            ValueError: if one is not in the vocabulary and nothing stands for it.
+            TypeError: if words are asked for and ``text`` is one string.
         """
-        table = {character: n for n, character in enumerate(self.characters)}
-        unknown = sorted(set(text) - set(table))
-        if unknown:
-            raise ValueError(f"text: not in the vocabulary: {''.join(unknown)!r}.")
-        return np.array([table[character] for character in text], np.int32)
+        symbols = text if isinstance(self.symbols, str) else _words("text", text)
+        missing = sorted(set(symbols) - set(self._numbers))
+        if missing and self.unknown is None:
+            shown = "".join(missing) if isinstance(self.symbols, str) else missing[:10]
+            raise ValueError(f"text: not in the vocabulary: {shown!r}.")
+        other = -1 if self.unknown is None else self._numbers[self.unknown]
+        return np.array([self._numbers.get(one, other) for one in symbols], np.int32)
 
-    def decode(self, tokens: Any) -> str:
-        """Returns the text that the numbers, ``[T]``, stand for.
+    def decode(self, tokens: Any) -> Any:
+        """Returns the text that the numbers, ``[T]``, stand for; of words a list.
 
         Raises:
-            ValueError: if a number is no character's.
+            ValueError: if a number is no symbol's.
             TypeError: if they are no integers.
         """
         tokens = np.asarray(tokens)
@@ -74,16 +160,35 @@ class Vocabulary:
                 f"tokens: expected shape [T], got {list(tokens.shape)}. Decode row by "
                 "row."
             )
-        if not tokens.size:
-            return ""
-        if tokens.dtype.kind not in "iu":
+        if tokens.size and tokens.dtype.kind not in "iu":
             raise TypeError(f"tokens: expected integers, got {tokens.dtype}.")
-        if tokens.min() < 0 or tokens.max() >= len(self):
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= len(self)):
             raise ValueError(
                 f"tokens: expected numbers from 0 to {len(self) - 1}, got "
                 f"{tokens.min()} to {tokens.max()}."
             )
-        return "".join(self.characters[token] for token in tokens.tolist())
+        symbols = [self.symbols[int(token)] for token in tokens]
+        return "".join(symbols) if isinstance(self.symbols, str) else symbols
+
+
+def _words(name: str, words: Any) -> tuple[str, ...]:
+    if isinstance(words, (str, bytes)) or not isinstance(words, Iterable):
+        raise TypeError(
+            f"{name}: expected a sequence of words, got {type(words).__name__}. The "
+            "words of a string are string.split()."
+        )
+    words = tuple(words)
+    for word in words:
+        if not isinstance(word, str):
+            raise TypeError(
+                f"{name}: expected words, strings, got one of {type(word).__name__}."
+            )
+    return words
+
+
+def _say_renamed(stacklevel: int) -> None:
+    message = "Vocabulary.characters is Vocabulary.symbols now, words or characters."
+    warnings.warn(message, DeprecationWarning, stacklevel + 1)
 
 
 def stream_batches(

@@ -33,7 +33,8 @@ def ctc_loss(
 
     A row whose labels do not fit into its frames, one each and a blank between equal
     ones, has no alignment: it weighs 0, and so does its gradient.
-    :func:`ctc_alignable` says which these are, to be counted.
+    :func:`ctc_alignable` says which these are, to be counted. A row without frames,
+    which fills a batch, weighs 0 too.
 
     Args:
         logits: ``[B, T, K]``, floating, the blank among the K classes; computed with in
@@ -83,7 +84,8 @@ def ctc_loss(
     fits = _fits(labels, there, frames) & ~wrong
     losses = _losses(logits, frames, labels, there & ~wrong[:, None], fits, blank)
     losses = jnp.where(wrong, jnp.asarray(jnp.nan, losses.dtype), losses)
-    return finish(jnp.sum(losses), jnp.sum(fits, dtype=jnp.int32), weighted)
+    weigh = fits & frames.any(-1)
+    return finish(jnp.sum(losses), jnp.sum(weigh, dtype=jnp.int32), weighted)
 
 
 def ctc_alignable(
