@@ -103,7 +103,7 @@ def train(config):
     tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps, last))
     key, rows = jax.random.key(config.seed), (config.batch_size,)
     model.write(model.init(key), prompt, 1, config)  # An error now, not in the middle.
-    characters = model.vocabulary.characters
+    characters = model.vocabulary.symbols
     settings = {k: str(v) for k, v in vars(config).items() if k not in MAY_CHANGE}
     result = training.fit(
         model.loss,

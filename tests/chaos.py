@@ -21,21 +21,28 @@ import sys
 import tempfile
 import time
 
+from tests import pipelines
+
 ROOT = pathlib.Path(__file__).parents[1]
 TIMES = {"seconds", "steps_per_second", "tokens_per_second", "share_of_peak"}
 SMALL = """
 import pathlib, sys, time, warnings
 from lstm_jax import training
-from tests import runs
+from tests import pipelines, runs
 
 def slow(batches):
     def of_epoch(epoch):
         for batch in batches(epoch):
             time.sleep(0.01)
             yield batch
+    of_epoch.continues = getattr(batches, "continues", False)
     return of_epoch
 
 kind, out, resume = sys.argv[1], pathlib.Path(sys.argv[2]), "--resume" in sys.argv
+if kind in pipelines.PIPELINES:
+    # Saves fall on the ends of epochs, of ten batches or so, and beside them.
+    pipelines.run(kind, out, slow, epochs=25, save_every=5, resume=resume)
+    sys.exit()
 options = {
     # Patience ends it: the validation loss stands still from some step on.
     "early": dict(steps=10**6, evaluate_every=10, patience=12, min_delta=1e-4,
@@ -126,7 +133,7 @@ def torment(kind, folder, kills, rng, say=print):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    kinds = ("char_lm", "early", "epochs")
+    kinds = ("char_lm", "early", "epochs", *pipelines.PIPELINES)
     parser.add_argument("kinds", nargs="*", metavar="run", help=", ".join(kinds))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

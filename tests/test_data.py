@@ -80,7 +80,7 @@ def test_pad_sequences_keeps_everything(length):
         ),
         (
             lambda: data.Vocabulary("aba"),
-            "characters: expected every character once, got 'aba'.",
+            "symbols: expected every one once, got 'aba'.",
         ),
         (
             lambda: data.Vocabulary.of("ab").encode("abc"),

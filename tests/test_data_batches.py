@@ -5,14 +5,11 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import lstm_jax as lj
 from lstm_jax import data, training
-from tests.test_resume import leaves_equal, stopping_at
 
 LENGTHS = np.random.default_rng(0).lognormal(3, 0.5, 1003).astype(int) + 1
 SEQUENCES = [np.full((n, 2), k, np.float32) for k, n in enumerate(LENGTHS)]
@@ -277,48 +274,3 @@ def test_a_worker_without_jax_can_make_batches():
         "from jax._src import xla_bridge\nassert not xla_bridge._backends\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-PIPELINES = {
-    "shuffled": lambda: data.shuffled_batches(
-        (np.arange(37), np.ones(37, np.int32)), 4
-    ),
-    "buckets": lambda: data.bucket_batches(
-        [np.full(n, k) for k, n in enumerate(LENGTHS[:37])], batch_size=4, buckets=3
-    ),
-    "packed": lambda: data.pack_documents(
-        [np.full(n, k) for k, n in enumerate(LENGTHS[:37] % 9 + 2)], 3, 8
-    ),
-    "windows": lambda: data.shuffled_batches(
-        data.sliding_windows(np.arange(40.0)[:, None], 3, 1), 4
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_a_run_stopped_after_any_batch_sees_the_same_examples(name, tmp_path):
-    """The parameters are a checksum of all batches, in their order."""
-
-    def loss_fn(params, carry, batch, key):
-        numbers = [jnp.ravel(leaf).astype(jnp.float32) for leaf in batch]
-        digest = jnp.sin(jnp.concatenate(numbers) + 1).sum()
-        return params * digest, (carry, {})
-
-    def run(out=None, **options):
-        batches = PIPELINES[name]()
-        shape = {"out": out, "log_every": 1, "save_every": 1, "show": False}
-        start = training.create(jnp.float32(1), optax.sgd(0.01), ())
-        return training.fit(
-            loss_fn, optax.sgd(0.01), start, batches, epochs=2, **shape, **options
-        )
-
-    whole = run()
-    last = int(whole.state.step)
-    assert last >= 2 * len(PIPELINES[name]()) - 2
-    middle = last // 2
-    for first, second in [(1, 2), (middle - 1, middle), (middle, middle + 1)]:
-        out = tmp_path / str(first)
-        for at, resume in ((first, False), (second, True)):
-            with pytest.raises(InterruptedError):
-                run(out, resume=resume, hooks=[stopping_at(at)])
-        leaves_equal(run(out, resume=True).state, whole.state)

@@ -22,10 +22,13 @@ PUBLIC = {
         state_to_torch to_keras to_torch
     """,
     "lstm_jax.data": """
-        Batches Packed Scaler Vocabulary bucket_batches pack_documents pad_sequences
-        shuffled_batches sliding_windows stream_batches
+        Batches Packed Scaler Vocabulary bucket_batches from_grain pack_documents
+        pad_sequences prefetch shuffled_batches sliding_windows stream_batches
     """,
-    "lstm_jax.decoding": "Generated Hypotheses beam_search generate sample",
+    "lstm_jax.decoding": """
+        Generated Hypotheses Transcripts beam_search ctc_beam_search ctc_greedy generate
+        sample
+    """,
     "lstm_jax.linen": "LSTM Stack params_of variables_of",
     "lstm_jax.nnx": "LSTM Parameters Stack",
     "lstm_jax.training": """

@@ -75,14 +75,15 @@ def prefetch(batches: Any, ahead: int = 2) -> Loaded:
     return Loaded(epoch, getattr(batches, "continues", False))
 
 
-def from_grain(dataset: Any, *, workers: int = 0) -> Loaded:
+def from_grain(dataset: Any) -> Loaded:
     """Makes epochs of a Grain dataset, shuffled anew in each if the dataset shuffles.
+
+    Examples are read by Grain's threads.
 
     Args:
         dataset: a ``grain.MapDataset`` of batches that is not repeated. A
             ``grain.IterDataset`` has no order for another epoch:
             :func:`lstm_jax.training.fit` takes it as it is, each epoch the same.
-        workers: processes that make batches; 0 for Grain's threads in this one.
 
     Returns:
         Batches, for any number of epochs; what a filter left out is left out.
@@ -115,16 +116,10 @@ def from_grain(dataset: Any, *, workers: int = 0) -> Loaded:
         raise ValueError(
             f"dataset: expected batches and no repeat(), got {len(dataset)} of them."
         )
-    if workers:
-        options.check_positive("workers", workers)
 
     def epoch(number):
         # Grain shuffles, and draws what is random, by the number of the repetition.
-        of_epoch = dataset.repeat(number + 1)[number * len(dataset) :]
-        batches = of_epoch.to_iter_dataset()
-        if workers:
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers))
-        return iter(batches)
+        return iter(dataset.repeat(number + 1)[number * len(dataset) :])
 
     return Loaded(epoch)
 

@@ -58,6 +58,13 @@ def ctc_greedy(
 
     Source:
         Graves et al. 2006, "Connectionist temporal classification", best path decoding.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lstm_jax import decoding
+        >>> frames = 9 * jnp.eye(3)[jnp.array([[1, 1, 0, 0, 2]])]
+        >>> decoding.ctc_greedy(frames, lengths=[4]).lengths.tolist()
+        [1]
     """
     logits, lengths = _checked(logits, lengths, blank)
     return _greedy(logits, lengths, blank)
