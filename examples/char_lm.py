@@ -1,7 +1,7 @@
 """Trains a character model on text, and writes more. Ctrl-C saves, --resume goes on.
 
 python examples/char_lm.py              # CPython's documentation, three minutes
-python examples/char_lm.py --text FILE  # any UTF-8 file
+python examples/char_lm.py --data FILE  # any UTF-8 file
 python examples/char_lm.py --sample out/char_lm --prompt "The class "
 """
 
@@ -10,11 +10,12 @@ import json
 import pathlib
 import pydoc_data.topics
 import sys
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 import lstm_jax as lj
 from lstm_jax import data, decoding, training
@@ -24,12 +25,14 @@ try:
 except ImportError as error:
     sys.exit(f'char_lm: {error.name} is missing: pip install "lstm_jax[examples]"')
 PASSED_ON = ("out", "resume", "steps", "log_every", "save_every", "reset_rate")
+UNIT = {"embedding_init": jax.nn.initializers.normal(1.0)}
 MAY_CHANGE = {"out", "resume", "sample", "prompt", "temperature", "length", "steps"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    text: pathlib.Path | None = None  # UTF-8; by default CPython's own documentation
+    # UTF-8; by default CPython's own documentation
+    data: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["--text"])] = None
     out: pathlib.Path = pathlib.Path("out/char_lm")  # the folder of the run
     resume: bool = False  # go on with the run in --out
     sample: pathlib.Path | None = None  # write with the model of this folder instead
@@ -57,24 +60,25 @@ class Config:
 class Model(NamedTuple):
     vocabulary: data.Vocabulary
     lstm: lj.LSTM
+    embed = property(lambda m: nn.Embed(len(m.vocabulary), m.lstm.input_size, **UNIT))
+    readout = property(lambda m: nn.Dense(len(m.vocabulary)))
 
     def init(self, key):
-        keys, size = jax.random.split(key, 3), len(self.vocabulary)
-        embedding = jax.random.normal(keys[0], (size, self.lstm.input_size))
-        glorot = jax.nn.initializers.glorot_uniform()
-        kernel = glorot(keys[2], (self.lstm.output_size, size))
-        readout = {"kernel": kernel, "bias": jnp.zeros(size)}
-        return {"embedding": embedding, "lstm": self.lstm.init(keys[1]), **readout}
+        keys = jax.random.split(key, 3)
+        embed = self.embed.init(keys[0], jnp.zeros(1, int))
+        readout = self.readout.init(keys[2], jnp.zeros(self.lstm.output_size))
+        return {"embed": embed, "lstm": self.lstm.init(keys[1]), "readout": readout}
 
     def loss(self, params, state, batch, key):
-        xs = params["embedding"][batch[0]]
+        xs = self.embed.apply(params["embed"], batch[0])
         state, ys = self.lstm.apply(params["lstm"], xs, state, key=key)
-        logits = ys @ params["kernel"] + params["bias"]
+        logits = self.readout.apply(params["readout"], ys)
         return training.cross_entropy(logits, batch[1], weighted=True), (state, {})
 
     def step(self, params, state, tokens):
-        state, y = self.lstm.step(params["lstm"], state, params["embedding"][tokens])
-        return state, y @ params["kernel"] + params["bias"]
+        x = self.embed.apply(params["embed"], tokens)
+        state, y = self.lstm.step(params["lstm"], state, x)
+        return state, self.readout.apply(params["readout"], y)
 
     def write(self, params, prompt, length, config):
         prompts, state = [self.vocabulary.encode(prompt)], self.lstm.zero_state((1,))
@@ -85,7 +89,7 @@ class Model(NamedTuple):
 
 def train(config):
     text = "\n\n".join(map(str, sorted(pydoc_data.topics.topics.values())))
-    text = config.text.read_text("utf-8") if config.text else text
+    text = config.data.read_text("utf-8") if config.data else text
     held_out = max(int(len(text) * config.validation), config.window + 1)
     sizes = config.embedding_size, config.hidden_size, config.num_layers
     model = Model(data.Vocabulary.of(text), lj.LSTM(*sizes, dropout=config.dropout))
@@ -137,13 +141,9 @@ def sample(config):
     print(model.write(params, prompt, config.length, config))
 
 
-def main():
+if __name__ == "__main__":
     config = tyro.cli(Config, description=__doc__)
     try:
-        return train(config) if config.sample is None else sample(config)
+        sys.exit(train(config) if config.sample is None else sample(config))
     except (ValueError, OSError) as error:
-        return f"char_lm: {error}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        sys.exit(f"char_lm: {error}")

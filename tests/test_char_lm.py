@@ -1,9 +1,9 @@
 """The character model as its users run it: as a program."""
 
 import csv
-import importlib.util
 import math
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -25,26 +25,18 @@ def run(*args):
     return subprocess.run(command(*args), capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def program():
-    """The program as a module: what it prints need not wait for another process."""
-    spec = importlib.util.spec_from_file_location("char_lm", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["char_lm"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run_here(program, monkeypatch, capsys):
+def run_here(monkeypatch, capsys):
     """Runs the program in this process; returns what it printed."""
 
     def run_here(*args):
         monkeypatch.setattr(sys, "argv", ["char_lm", *map(str, args)])
-        with jax.numpy_rank_promotion("allow"):  # As it is in a process of its own.
-            status = program.main()
-        if status:
-            sys.exit(status)
+        # As it is in a process of its own.
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(EXAMPLE), run_name="__main__")
+        if ended.value.code:
+            raise ended.value
         return capsys.readouterr().out
 
     return run_here

@@ -1,0 +1,149 @@
+"""Forecasts many steps of a series at once. Ctrl-C saves, --resume goes on.
+
+python examples/forecast.py              # a made series of 6,000 hours
+python examples/forecast.py --data FILE  # any CSV; columns without numbers are skipped
+
+An LSTM reads --length steps; a second one corrects the seasonal naive forecast, that is
+the last --season steps over and over. On the made series' test part, its last 15 %, the
+mean squared error is about 80 % below that of the naive forecast.
+"""
+
+import csv
+import dataclasses
+import pathlib
+import re
+import sys
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+
+import lstm_jax as lj
+from lstm_jax import data, training
+
+try:
+    import tyro
+    from matplotlib.figure import Figure
+except ImportError as error:
+    sys.exit(f'forecast: {error.name} is missing: pip install "lstm_jax[examples]"')
+PASSED_ON = ("steps", "patience", "out", "resume")
+MAY_CHANGE = {"data", *PASSED_ON}
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: pathlib.Path | None = None  # a CSV, with a line of names or without
+    out: pathlib.Path = pathlib.Path("out/forecast")  # the folder of the run
+    resume: bool = False  # go on with the run in --out
+    steps: int = 1000  # batches to train on, at most
+    season: int = 24  # steps of one season
+    length: int = 168  # steps that are seen
+    horizon: int = 48  # steps that are forecast
+    batch_size: int = 64  # windows of one batch
+    hidden_size: int = 64  # units of each LSTM
+    learning_rate: float = 3e-3  # of Adam; falls along a cosine to 0
+    patience: int = 5  # epochs without a gain until the run stops
+    seed: int = 0  # of the weights and the order of the windows
+
+
+class Model(NamedTuple):
+    lstm: lj.LSTM  # encoder and decoder, with weights of their own
+    readout: nn.Dense
+
+    def init(self, key):
+        keys = jax.random.split(key, 3)
+        encoder, decoder = map(self.lstm.init, keys[:2])
+        readout = self.readout.init(keys[2], np.zeros((1, self.lstm.output_size)))
+        return {"encoder": encoder, "decoder": decoder, "readout": readout}
+
+    def apply(self, params, seen, naive):
+        level = seen.mean(1, keepdims=True)
+        state, _ = self.lstm.apply(params["encoder"], seen - level)
+        _, ys = self.lstm.apply(params["decoder"], naive - level, state)
+        return naive + self.readout.apply(params["readout"], ys)
+
+    def loss(self, params, carry, batch, key):
+        seen, naive, truth = batch
+        forecast = self.apply(params, seen, naive)
+        loss = training.squared_error(forecast, truth, weighted=True)
+        naive_loss = training.squared_error(naive, truth, weighted=True)
+        return loss, (carry, {"naive_loss": naive_loss})
+
+
+def read(path):
+    """The columns of a CSV that have numbers, ``[T, F]``."""
+    rows = list(csv.reader(path.read_text("utf-8-sig").rstrip().splitlines()))
+    rows = [row if len(row) == len(rows[0]) else [""] * len(rows[0]) for row in rows]
+    cells = [[c if NUMBER.fullmatch(c.strip()) else "nan" for c in row] for row in rows]
+    values = np.array(cells, float, ndmin=2)
+    there = np.isfinite(values)
+    headed, kept = not there[:1].any(), there.any(0) | (not there.any())
+    for line, _ in np.argwhere(~there[headed:, kept]) + headed + 1:
+        raise ValueError(f"{path}, line {line}: expected {np.sum(kept)} numbers.")
+    return values[headed:, kept]
+
+
+def made(steps=6000):
+    """Hours: days and weekends that swell and fade, a slow rise, noise that lasts."""
+    time, rng = np.arange(steps), np.random.default_rng(0)
+    day, weekend = time * (2 * np.pi / 24), time // 24 % 7 >= 5
+    swing = (2 + 0.6 * np.sin(time / 140)) * np.where(weekend, 0.4, 1.0)
+    daily = swing * (np.sin(day - 2) + 0.4 * np.sin(2 * day)) - 1.5 * weekend
+    noise = np.convolve(rng.normal(0, 0.25, steps), 0.8 ** np.arange(50))[:steps]
+    return (20 + time / 1500 + daily + noise)[:, None]
+
+
+def split(series, config):
+    """Scaled windows of three parts, seen, naive forecast and truth; and the scaler."""
+    length, season, horizon = config.length, config.season, config.horizon
+    end, test = int(0.7 * len(series)), int(0.85 * len(series))
+    if not (1 <= season <= length <= end - horizon and horizon <= test - end):
+        raise ValueError(f"{len(series)} steps: season, length or horizon do not fit.")
+    scaler = data.Scaler.fit(series[:end])
+    scaled = scaler.scale(series).astype(np.float32)
+    # What is seen may reach back into the part before; what is forecast may not.
+    parts = scaled[:end], scaled[end - length : test], scaled[test - length :]
+    windows = [data.sliding_windows(part, length, horizon) for part in parts]
+    again = np.arange(horizon) % season + length - season
+    return [(seen, seen[:, again], truth) for seen, truth in windows], scaler
+
+
+def draw(path, seen, *lines):
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    for n, axes in enumerate(figure.subplots(2, 2).flat[: len(seen)]):
+        axes.plot(np.arange(-seen.shape[1], 0), seen[n, :, 0], "k")
+        axes.plot(np.stack([line[n, :, 0] for line in lines], 1))
+    figure.suptitle("black: seen, blue: seasonal naive, orange: truth, green: LSTM")
+    figure.savefig(path)
+
+
+def train(config):
+    series = made() if config.data is None else read(config.data)
+    parts, scaler = split(series, config)
+    size, seed, features = config.batch_size, config.seed, series.shape[1]
+    batches, valid, test = (data.shuffled_batches(p, size, seed=seed) for p in parts)
+    model = Model(lj.LSTM(features, config.hidden_size), nn.Dense(features))
+    params = model.init(jax.random.key(seed))
+    tx = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+    settings = {k: str(v) for k, v in vars(config).items() if k not in MAY_CHANGE}
+    options = {k: getattr(config, k) for k in PASSED_ON}
+    options |= {"valid": valid, "clip_norm": 1.0, "settings": settings}
+    result = training.fit(model.loss, tx, params, batches, **options)
+    best = result.state.params if result.best is None else result.best
+    mse, naive = training.evaluate(model.loss, best, test).values()
+    print(f"test MSE {mse:.4f}, naive {naive:.4f}: {1 - mse / naive:.1%} less")
+    training.save_weights(config.out / "weights.safetensors", best)
+    seen, naive, truth = next(data.shuffled_batches(parts[2], 4)(0))
+    lines = seen, naive, truth, model.apply(best, seen, naive)
+    draw(config.out / "forecasts.png", *map(scaler.unscale, lines))
+    return result.exit_status
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(train(tyro.cli(Config, description=__doc__)))
+    except (ValueError, OSError, csv.Error) as error:
+        sys.exit(f"forecast: {error}")
