@@ -9,11 +9,24 @@ CASES ?= 200
 # elsewhere they are not.
 export LSTM_JAX_WERROR := 1
 
-.PHONY: train test test-all chaos peers bench wheel sanitize lint clean
+.PHONY: train examples test test-all chaos peers bench wheel sanitize lint clean
 
 # Goes on where it was stopped, if it was.
 train: $(VENV)/package.stamp $(VENV)/examples.stamp
 	$(BIN)/python examples/char_lm.py $(if $(wildcard out/char_lm/checkpoints),--resume)
+
+# Every task in examples/, briefly: that it runs, not how well.
+examples: $(VENV)/package.stamp $(VENV)/examples.stamp
+	rm -rf out/briefly
+	$(BIN)/python examples/add.py --steps 10 --out out/briefly/add
+	$(BIN)/python examples/char_lm.py --steps 10 --hidden-size 32 --out out/briefly/char_lm
+	$(BIN)/python examples/classify.py --steps 10 --out out/briefly/classify
+	$(BIN)/python examples/forecast.py --steps 10 --out out/briefly/forecast
+	$(BIN)/python examples/memory.py --steps 10 --out out/briefly/adding
+	$(BIN)/python examples/memory.py --steps 10 --out out/briefly/copy --task copy
+	$(BIN)/python examples/play.py --steps 10 --out out/briefly/play
+	$(BIN)/python examples/tag.py --steps 10 --out out/briefly/tag
+	$(BIN)/python examples/transcribe.py --steps 10 --out out/briefly/transcribe
 
 # Most programs of tests run once: LLVM's optimizations would take a third of the time.
 # What XLA fuses and how it orders sums is the same without them.

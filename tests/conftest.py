@@ -18,6 +18,7 @@ SAMPLED = {
     "test_convert": 2,
     "test_cpu": 2,
     "test_ctc": 3,
+    "test_ctc_decoding": 2,
     "test_data_batches": 3,
     "test_decoding": 3,
     "test_description_programs": 2,
@@ -34,6 +35,7 @@ SAMPLED = {
     "test_metrics": 2,
     "test_oracle_agreement": 2,
     "test_parallel": 2,
+    "test_pipelines": 2,
     "test_regularization": 2,
     "test_resume": 2,
     "test_resume_odd": 2,
@@ -43,6 +45,7 @@ SAMPLED = {
     "test_stack": 3,
     "test_steps": 2,
     "test_streaming": 2,
+    "test_tasks": 4,
     "test_truncated": 2,
 }
 

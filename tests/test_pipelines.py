@@ -188,6 +188,7 @@ def test_the_old_name_of_symbols_works_and_says_the_new():
             "unknown: expected a symbol that stands for",
         ),
         (lambda: data.Vocabulary.of("ab", unknown="<unk>"), ValueError, "one charac"),
+        (lambda: data.Vocabulary.of([]), ValueError, "text: expected characters or"),
         (lambda: data.Vocabulary.of("ab", least_count=0), ValueError, "least_count"),
     ],
 )

@@ -107,6 +107,8 @@ class Vocabulary:
                 for n, sentence in enumerate(text)
                 for word in _words(f"text[{n}]", sentence)
             )
+        if not counts:
+            raise ValueError("text: expected characters or words, got none.")
         kept = sorted(s for s, count in counts.items() if count >= least_count)
         if unknown is None and len(kept) < len(counts):
             raise ValueError(

@@ -123,21 +123,21 @@ def contract(where=lambda subject: True, every_cell=False):
 
 
 def sample(check, examples, every_cell):
-    """Few examples of a check: with every implementation, and with every dtype.
+    """Few examples of a check: with every implementation, every dtype and every case.
 
     A hash decides which, so that each check has others, and the same every time.
 
     Args:
         check: its name.
         examples: a list of pairs: a subject, and what else the check is given, such as
-            one of its cases. What is had is had with each of these.
-        every_cell: whether the sample has every cell too, with one of these.
+            one of its cases.
+        every_cell: whether the sample has every cell too.
     """
 
     def had_by(example):
         subject, given = example
-        pairs = {(given, subject.implementation), (given, subject.dtype)}
-        return pairs | {subject.name} if every_cell else pairs
+        had = {("given", given), subject.implementation, subject.dtype}
+        return had | {("cell", subject.name)} if every_cell else had
 
     hashed = lambda example: zlib.crc32(f"{check} {example}".encode())
     in_order, chosen = sorted(examples, key=hashed), []

@@ -20,16 +20,13 @@ from lstm_jax.training.disk.checkpoints import Checkpoints
 from lstm_jax.training.runs import log, peak, resuming
 from lstm_jax.training.runs.evaluation import Evaluator
 from lstm_jax.training.runs.feed import Feed, is_iterator
-from lstm_jax.training.runs.log import TIMES, Log
+from lstm_jax.training.runs.log import OURS, TIMES, Log
 from lstm_jax.training.runs.monitor import Monitor, Standing
 from lstm_jax.training.runs.sums import Sums
 from lstm_jax.training.steps import contract
 from lstm_jax.training.steps.state import Cursor, TrainState, own
 from lstm_jax.training.steps.step import Plan
 from lstm_jax.types import PyTree
-
-# Figures of a row that are not of the loss function, whether or not a run has them.
-_OURS = ("step", "epoch", "tokens", "skipped", "grad_norm", "scale", *TIMES)
 
 
 class Schedule(NamedTuple):
@@ -303,7 +300,7 @@ class Beginning:
             names += ["scale"] if self.monitor.plateau else []
         names = [*names, *self.derived, *TIMES]
         for name in names:
-            if names.count(name) > 1 or (name in sums.plain and name in _OURS):
+            if names.count(name) > 1 or (name in sums.plain and name in OURS):
                 raise ValueError(
                     f"metrics, derived: expected names that are no other figure's of "
                     f"a row, got {name!r}."

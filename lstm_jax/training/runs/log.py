@@ -14,6 +14,8 @@ from typing import Any
 from rich import progress
 
 TIMES = ("seconds", "steps_per_second", "tokens_per_second", "share_of_peak")
+# Columns that are not figures of the loss function, whether or not a run has them.
+OURS = ("step", "epoch", "tokens", "skipped", "grad_norm", "scale", *TIMES)
 
 
 class Log:
@@ -137,7 +139,7 @@ class Log:
             self._bar.console.print(words, highlight=False, markup=False)
 
     def plot(self, file: str) -> None:
-        """Draws the losses, training and held out, to a file beside metrics.csv."""
+        """Draws the losses and every other figure, to a file beside metrics.csv."""
         if self._folder is None or len(self.rows) < 2:
             return
         try:
@@ -145,17 +147,26 @@ class Log:
         except ImportError:
             self.say('No plot without matplotlib: pip install "lstm_jax[training]"')
             return
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        for name in (column for column in self.columns if column.endswith("loss")):
+        panels: dict[str, list[str]] = {"loss": []}
+        for name in self.columns:
+            if name not in OURS:
+                panels.setdefault(_panel(name), []).append(name)
+        figure = Figure(figsize=(7, 1 + 3 * len(panels)), layout="constrained")
+        every = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+        for axes, (title, names) in zip(every, panels.items(), strict=True):
+            self._draw(axes, names)
+            axes.set(ylabel=title)
+        every[-1].set(xlabel="step")
+        figure.savefig(self._folder / file, dpi=150)
+
+    def _draw(self, axes: Any, names: list[str]) -> None:
+        for name in names:
             points = [(row["step"], row[name]) for row in self.rows if name in row]
             if points:
                 axes.plot(*zip(*points, strict=True), _style(name), label=name)
-        axes.set(xlabel="step", ylabel="loss")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-        figure.savefig(self._folder / file, dpi=150)
 
     def pause(self) -> None:
         """Takes the bar off the terminal until the next row, for others to write."""
@@ -230,5 +241,10 @@ def _shown(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _panel(name: str) -> str:
+    """Losses have one panel, and so has a figure with its evaluations."""
+    return "loss" if name.endswith("loss") else name.split("valid_")[-1]
+
+
 def _style(name: str) -> str:
-    return "-" if name == "loss" else "o-"
+    return "o-" if "valid_" in name else "-"
