@@ -10,7 +10,7 @@ import json
 import pathlib
 import pydoc_data.topics
 import sys
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     sys.exit(f'char_lm: {error.name} is missing: pip install "lstm_jax[examples]"')
 PASSED_ON = ("out", "resume", "steps", "log_every", "save_every", "reset_rate")
-UNIT = {"embedding_init": jax.nn.initializers.normal(1.0)}
+UNIT: Any = {"embedding_init": jax.nn.initializers.normal(1.0)}
 MAY_CHANGE = {"out", "resume", "sample", "prompt", "temperature", "length", "steps"}
 
 

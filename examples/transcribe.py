@@ -10,7 +10,7 @@ to learn. Of new ones less than 1% of letters and digits are wrong.
 import dataclasses
 import pathlib
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Config:
 
 class Model(NamedTuple):
     lstm: lj.LSTM
-    readout: nn.Dense
+    readout: Any
 
     def init(self, key):
         keys, outputs = jax.random.split(key), jnp.zeros((1, self.lstm.output_size))
@@ -95,7 +95,7 @@ def tuned(sound):
     return (loudness - loudness.mean())[:, tone - 1 : tone + 2].astype(np.float32)
 
 
-def made(count, most, *seed):
+def made(count, most, *seed) -> Any:
     """Signals and their lengths, texts of up to so many symbols and theirs; texts."""
     rng, signals, texts = np.random.default_rng(seed), [], []
     while len(texts) < count:

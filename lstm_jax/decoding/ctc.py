@@ -134,8 +134,8 @@ def _checked(logits: Any, lengths: Any, blank: int) -> tuple[Array, Array]:
         )
     if lengths is None:
         return logits, jnp.full(rows, frames, jnp.int32)
-    taken = arrays.take_controls((rows,), frames, Options(lengths=lengths)).lengths
-    return logits, taken.astype(jnp.int32)
+    given = arrays.take_controls((rows,), frames, Options(lengths=lengths))
+    return logits, jnp.asarray(given.lengths, jnp.int32)
 
 
 def _log_probs(logits: Array) -> Array:
