@@ -31,6 +31,14 @@ examples: $(VENV)/package.stamp $(VENV)/examples.stamp
 # Most programs of tests run once: LLVM's optimizations would take a third of the time.
 # What XLA fuses and how it orders sums is the same without them.
 test: export XLA_FLAGS := --xla_backend_optimization_level=0 $(XLA_FLAGS)
+# Programs that were compiled once are kept, so that a second run takes half the time:
+# CACHE= to keep none.
+CACHE ?= $(CURDIR)/.jax_cache
+ifneq ($(CACHE),)
+test: export JAX_COMPILATION_CACHE_DIR := $(CACHE)
+test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+endif
 test: $(VENV)/package.stamp $(VENV)/tests.stamp
 	$(BIN)/python -m pytest -n 2 $(TESTS) --ignore=tests/peers $(PYTEST)
 
@@ -86,4 +94,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) out build dist .jax_cache .pytest_cache .ruff_cache

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 import lstm_jax as lj
 from lstm_jax.recurrence.cpu import library
@@ -156,6 +157,17 @@ def test_a_number_of_threads_that_is_none_is_an_error(monkeypatch):
             jax.block_until_ready(lj.scan(cell, params, xs, implementation="cpu"))
 
 
+@pytest.fixture
+def compiled_anew():
+    """Without JAX's cache on disk: what comes from there cannot be handed on."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("compiled_anew")
 def test_importing_makes_the_kernels_known_and_starts_no_backend(tmp_path):
     """What one process compiled runs in another that only imports the package."""
     cell = lj.LSTMCell(3, 5)
