@@ -34,11 +34,12 @@ def test_a_vocabulary_is_made_again_of_what_json_keeps():
 
 
 def test_the_old_name_of_symbols_works_and_says_the_new():
-    with pytest.warns(DeprecationWarning, match="symbols"):
+    with pytest.warns(DeprecationWarning, match="symbols") as made:
         old = data.Vocabulary(characters="ab")
     assert old == data.Vocabulary("ab")
-    with pytest.warns(DeprecationWarning, match="symbols"):
+    with pytest.warns(DeprecationWarning, match="symbols") as read:
         assert old.characters == "ab"
+    assert made[0].filename == read[0].filename == __file__
 
 
 @pytest.mark.parametrize(

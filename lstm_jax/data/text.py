@@ -57,7 +57,7 @@ class Vocabulary:
     ):
         """Checks and keeps the symbols."""
         if characters is not None:
-            _say_renamed(stacklevel=3)
+            _say_renamed()
             symbols = characters
         if not isinstance(symbols, str):
             symbols = _words("symbols", symbols)
@@ -123,7 +123,7 @@ class Vocabulary:
     @property
     def characters(self) -> str | tuple[str, ...]:
         """The old name of ``symbols``."""
-        _say_renamed(stacklevel=3)
+        _say_renamed()
         return self.symbols
 
     @functools.cached_property
@@ -188,9 +188,9 @@ def _words(name: str, words: Any) -> tuple[str, ...]:
     return words
 
 
-def _say_renamed(stacklevel: int) -> None:
+def _say_renamed() -> None:
     message = "Vocabulary.characters is Vocabulary.symbols now, words or characters."
-    warnings.warn(message, DeprecationWarning, stacklevel + 1)
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
 
 
 def stream_batches(
