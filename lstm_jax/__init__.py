@@ -13,6 +13,7 @@ from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 from lstm_jax.cells.variants import GateState as GateState
 from lstm_jax.descriptions.config import from_config as from_config
+from lstm_jax.exporting import export as export
 from lstm_jax.layers import LSTM as LSTM
 from lstm_jax.recurrence.choice import implementation as implementation
 from lstm_jax.recurrence.choice import implementations as implementations
@@ -46,6 +47,7 @@ __all__ = (
     "Stack",
     "convert",
     "embedding_dropout",
+    "export",
     "from_config",
     "implementation",
     "implementations",

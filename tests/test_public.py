@@ -14,7 +14,7 @@ PUBLIC = {
     "lstm_jax": """
         LSTM Cell ConvLSTMCell Directions GateState LSTMCell LSTMParams LSTMState
         ParallelReport Regularized SLSTMCell SLSTMState Stack convert embedding_dropout
-        from_config implementation implementations lstm parallel_scan
+        export from_config implementation implementations lstm parallel_scan
         resolve_implementation scan scan_states stream
     """,
     "lstm_jax.convert": """
@@ -29,6 +29,7 @@ PUBLIC = {
         Generated Hypotheses Transcripts beam_search ctc_beam_search ctc_greedy generate
         sample
     """,
+    "lstm_jax.exporting": "Exported export load read_model",
     "lstm_jax.linen": "LSTM Stack params_of variables_of",
     "lstm_jax.nnx": "LSTM Parameters Stack",
     "lstm_jax.training": """

@@ -204,22 +204,3 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: expected one of {listed}, got {value!r}.")
-
-
-def check_exportable(model: Any, library: str) -> None:
-    """Checks that a stack is one of standard LSTM layers, as other libraries have."""
-    for index, cell in enumerate(model.cells):
-        if not getattr(cell, "standard", False):
-            raise ValueError(
-                f"model: expected standard LSTM layers, all that {library} has, got "
-                f"{cell!r} as layer {index}."
-            )
-        for name in ("learn_initial_state", "zoneout_h", "zoneout_c"):
-            if getattr(cell, name, False):
-                raise ValueError(
-                    f"{name}: expected none, since {library} has none, got it in layer "
-                    f"{index}."
-                )
-    for name in ("residual", "skip"):
-        if getattr(model, name):
-            raise ValueError(f"{name}: expected False, since {library} has none.")

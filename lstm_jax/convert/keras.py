@@ -15,11 +15,14 @@ import numpy as np
 
 from lstm_jax.checks import border
 from lstm_jax.convert import layers as records
+from lstm_jax.convert import targets
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Directions, LSTMParams, LSTMState
 
 _MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "mul"}
 _FIELDS = ("kernel", "recurrent_kernel", "bias")
+
+KERAS = targets.Target("Keras", merges=tuple(_MERGES.values()))
 
 
 def from_keras(
@@ -95,7 +98,7 @@ def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
         >>> len(weights)
         6
     """
-    records.check_target("Keras", model, params, projection=False)
+    targets.check(KERAS, model, params)
     return [
         [
             border.give(getattr(one, field))

@@ -2,8 +2,9 @@
 
 The neutral form of a layer in one direction is an :class:`LSTMParams`: kernels
 ``[I, 4H]`` and ``[P, 4H]``, gates in the order i, f, g, o, one bias, and the projection
-``[H, P]`` if there is one. A converter brings another library's arrays into that form
-or out of it; what they have to fit, and what the other library lacks, is said here.
+``[H, P]`` and peepholes ``[3, H]`` if there are any. A converter brings another
+library's arrays into that form or out of it; what they have to fit is said here, what
+the other library lacks in ``targets.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import jax.core
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, as_cell
+from lstm_jax.cells.variants import gates_of, peephole_gates
 from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import border, options, trees
+from lstm_jax.checks import border, trees
+from lstm_jax.convert import targets
 from lstm_jax.layers import LSTM, Params
 from lstm_jax.types import Directions, LSTMParams, LSTMState
 
@@ -32,12 +35,18 @@ _LETTERS = {
     "projection_kernel": ("H", "P"),
     "kernel": ("I", "4H"),
     "bias": ("4H",),
+    "peephole": ("3", "H"),
 }
 _GATES = {3: "a GRU", 1: "a plain RNN"}
 
 
 def build(
-    layers: Layers, name_of: NameOf, *, flipped: bool = False, merge: str = "concat"
+    layers: Layers,
+    name_of: NameOf,
+    *,
+    flipped: bool = False,
+    merge: str = "concat",
+    **chosen: Any,
 ) -> tuple[LSTM, Params]:
     """Returns the model of some layers, and the layers as its parameters.
 
@@ -46,6 +55,7 @@ def build(
         name_of: what an array is called, for errors.
         flipped: whether matrices are transposed there, and so are shapes in errors.
         merge: how the directions are merged.
+        **chosen: options of the model that its weights do not show.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -56,7 +66,12 @@ def build(
     hidden, sizes = [], {}
     for index, layer in enumerate(layers):
         for direction, one in enumerate(layer):
-            named = _Named(functools.partial(name_of, index, direction), flipped, one)
+            named = _Named(
+                functools.partial(name_of, index, direction),
+                flipped,
+                one,
+                chosen.get("variant"),
+            )
             named.check_kinds(first)
             if not direction:
                 sizes = _sizes(one, first, sizes.get("P", 0) * widening)
@@ -70,7 +85,9 @@ def build(
         merge=merge,
         proj_size=None if first.projection_kernel is None else sizes["P"],
         use_bias=first.bias is not None,
+        peephole=first.peephole is not None,
         param_dtype=first.kernel.dtype.type,
+        **chosen,
     )
     return model, tuple(Directions(*layer) for layer in layers)
 
@@ -96,6 +113,7 @@ class _Named(NamedTuple):
     name_of: Callable[[str], str]
     flipped: bool
     arrays: LSTMParams
+    variant: str | None
 
     def check_kinds(self, first: LSTMParams) -> None:
         """Checks which arrays there are, their dtypes and numbers of axes."""
@@ -124,7 +142,8 @@ class _Named(NamedTuple):
 
     def check_sizes(self, sizes: dict[str, int]) -> None:
         """Checks the shapes."""
-        sizes = {**sizes, "4H": 4 * sizes["H"]}
+        gates, seen = (len(found(self.variant)) for found in (gates_of, peephole_gates))
+        sizes = {**sizes, "3": seen, "4H": gates * sizes["H"]}
         for field, letters in _LETTERS.items():
             value = getattr(self.arrays, field)
             if value is None:
@@ -158,66 +177,6 @@ class _Named(NamedTuple):
         return ""
 
 
-def check_target(
-    library: str,
-    model: Any,
-    params: Params,
-    *,
-    projection: bool = True,
-    each_size: bool = True,
-    merges: tuple[str, ...] = ("concat", "sum", "mean", "mul"),
-) -> None:
-    """Checks that another library has all that a model has, and whose params these are.
-
-    Args:
-        library: its name.
-        model: any stack.
-        params: its parameters.
-        projection: whether the library has one.
-        each_size: whether its layers may have different sizes.
-        merges: how it merges two directions.
-
-    Raises:
-        ValueError: if the model has something that the library lacks, by name.
-        TypeError: if it is no stack.
-    """
-    _check_stack(model)
-    options.check_exportable(model, library)
-    sizes = [(cell.hidden_size, cell.proj_size) for cell in model.cells]
-    if not each_size:
-        _check_one_size(library, sizes)
-    projected = [size for _, size in sizes if size is not None]
-    if projected and not projection:
-        raise ValueError(
-            f"proj_size: expected None, since {library} has no projection, got "
-            f"{projected[0]}."
-        )
-    if model.bidirectional and model.merge not in merges:
-        listed = ", ".join(map(repr, merges))
-        raise ValueError(
-            f"merge: expected {listed}, which is all that {library} has, got "
-            f"{model.merge!r}."
-        )
-    model.check_params(params)
-
-
-def _check_stack(model: Any) -> None:
-    if not hasattr(model, "cells"):
-        raise TypeError(
-            "model: expected a stack such as lstm_jax.LSTM, got "
-            f"{type(model).__name__}. One cell is lstm_jax.Stack((cell,)), its params "
-            "are (lstm_jax.Directions(params),)."
-        )
-
-
-def _check_one_size(library: str, sizes: list[tuple[int, Any]]) -> None:
-    if len(set(sizes)) > 1:
-        raise ValueError(
-            f"hidden_size: expected one size for all layers, as {library} has, got "
-            f"{tuple(hidden for hidden, _ in sizes)}."
-        )
-
-
 def check_states_of(library: str, model: Any) -> tuple[list[Cell], LSTMState]:
     """Checks that the states of a model's layers are alike, and an LSTM's.
 
@@ -228,7 +187,7 @@ def check_states_of(library: str, model: Any) -> tuple[list[Cell], LSTMState]:
         ValueError: if they are not, which is what ``library`` has.
         TypeError: if ``model`` is no stack.
     """
-    _check_stack(model)
+    targets.check_stack(model)
     cells = [as_cell(cell) for cell in model.cells]
     rows = [trees.state_template(cell) for cell in cells]
     for index, row in enumerate(rows):
@@ -237,7 +196,7 @@ def check_states_of(library: str, model: Any) -> tuple[list[Cell], LSTMState]:
                 f"model: expected layers whose states are h and c, all that {library} "
                 f"has, got {cells[index]!r} as layer {index}."
             )
-    _check_one_size(library, [(row.c.shape[0], row.h.shape[0]) for row in rows])
+    targets.check_one_size(library, [(row.c.shape[0], row.h.shape[0]) for row in rows])
     return cells, rows[0]
 
 

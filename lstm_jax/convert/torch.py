@@ -18,6 +18,7 @@ import numpy as np
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import border, slips, trees
 from lstm_jax.convert import layers as records
+from lstm_jax.convert import targets
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
@@ -28,6 +29,9 @@ _KINDS = {
     "bias": "bias_ih",
     "projection_kernel": "weight_hr",
 }
+
+PYTORCH = targets.Target("PyTorch", {"proj_size": True}, each_size=False)
+
 # What wraps a module without changing it: DataParallel, weight drop, torch.compile.
 _WRAPPERS = ("module", "_orig_mod")
 # Other forms of the same weights by their names, and what makes plain ones of them.
@@ -115,7 +119,7 @@ def to_torch(model: LSTM, params: Params) -> dict[str, np.ndarray]:
         >>> weights["weight_hh_l0_reverse"].shape
         (20, 5)
     """
-    records.check_target("PyTorch", model, params, each_size=False, merges=("concat",))
+    targets.check(PYTORCH, model, params)
     weights = {}
     for index, layer in enumerate(params):
         for suffix, one in zip(_suffixes(model), layer, strict=False):
