@@ -9,7 +9,7 @@ CASES ?= 200
 # elsewhere they are not.
 export LSTM_JAX_WERROR := 1
 
-.PHONY: train examples test test-all chaos peers bench wheel sanitize lint clean
+.PHONY: train examples test test-all chaos peers bench docs wheel sanitize lint clean
 
 # Goes on where it was stopped, if it was.
 train: $(VENV)/package.stamp $(VENV)/examples.stamp
@@ -63,6 +63,10 @@ peers: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp
 
 bench: $(VENV)/package.stamp $(VENV)/examples.stamp $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# The site: out/docs/index.html. A warning is an error.
+docs: $(VENV)/package.stamp $(VENV)/docs.stamp
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs out/docs
 
 wheel: | $(BIN)/python
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .

@@ -16,7 +16,7 @@ from lstm_jax.cells.regularized import RATES, Regularized
 from lstm_jax.cells.slstm import SLSTMCell
 from lstm_jax.cells.variants import VARIANTS
 from lstm_jax.checks import options, slips
-from lstm_jax.descriptions.base import differs
+from lstm_jax.descriptions.base import differs, without_functions
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.stack import Params as Params
 from lstm_jax.stack import State as State
@@ -84,9 +84,14 @@ class LSTMOptions(TypedDict, total=False):
 
 
 @slips.explained
+@without_functions
 @dataclasses.dataclass(frozen=True, repr=False)
 class LSTM(stack.Layers):
     """A stack of LSTM layers, as a description that holds no arrays.
+
+    ``params = model.init(key)``, then ``model.apply(params, xs, state=None)`` runs it
+    over a sequence and returns ``(state, ys)``, and ``model.step(params, state, x)``
+    takes one step.
 
     An option marked "each" may be a tuple with one value for each layer.
 

@@ -167,7 +167,7 @@ def test_the_loader_has_ten_lines():
     source = pathlib.Path(loader.__file__).read_text().partition("def load")[2]
     lines = [line for line in source.splitlines()[2:] if line.strip()]
     assert len(lines) == 10
-    page = (pathlib.Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "how-to" / "deploy.md").read_text()
     assert all(line in page for line in lines)
 
 

@@ -4,6 +4,8 @@ import importlib
 import inspect
 import json
 import pathlib
+import pydoc
+import re
 import subprocess
 import sys
 
@@ -71,6 +73,24 @@ def test_public_methods_have_docstrings(module, name):
         for method, function in vars(owner).items():
             if not method.startswith("_") and inspect.isfunction(function):
                 assert inspect.getdoc(function), f"{owner.__name__}.{method}"
+
+
+@pytest.mark.parametrize("name", ["LSTM", "LSTMCell", "SLSTMCell", "ConvLSTMCell"])
+def test_help_shows_no_help_of_jax(name):
+    value = getattr(importlib.import_module("lstm_jax"), name)
+    text = pydoc.render_doc(value, renderer=pydoc.plaintext)
+    assert "trigonometric" not in text and not re.search(r"_init = \w+\(", text)
+
+
+def test_help_on_a_stack_comes_to_apply_on_its_first_screen():
+    value = importlib.import_module("lstm_jax").LSTM
+    lines = pydoc.render_doc(value, renderer=pydoc.plaintext).splitlines()
+    assert any("model.apply(params, xs" in line for line in lines[:24])
+
+
+def test_every_public_module_has_a_page():
+    pages = (PACKAGE.parent / "docs" / "api").glob("*.md")
+    assert {page.stem for page in pages} == set(PUBLIC)
 
 
 def test_no_module_bears_the_name_of_a_public_function():

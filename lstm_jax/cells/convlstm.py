@@ -14,6 +14,7 @@ from jax.nn import initializers
 from lstm_jax.cells.base import LearnedStart
 from lstm_jax.cells.lstm_cell import Activation, Initializer, LSTMCell
 from lstm_jax.checks import arrays, options, slips
+from lstm_jax.descriptions.base import without_functions
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, merges_rows
 from lstm_jax.types import Array, LSTMParams, LSTMState
@@ -23,6 +24,7 @@ Sizes = Any
 
 
 @slips.explained
+@without_functions
 @dataclasses.dataclass(frozen=True, repr=False)
 class ConvLSTMCell(LearnedStart):
     """One step of a convolutional LSTM, as a description that holds no arrays.

@@ -13,6 +13,7 @@ from jax.nn import initializers
 from lstm_jax.cells import variants
 from lstm_jax.cells.base import LearnedStart
 from lstm_jax.checks import arrays, options, slips, trees
+from lstm_jax.descriptions.base import without_functions
 from lstm_jax.initializers import glorot_uniform, orthogonal
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams, LSTMState
@@ -22,6 +23,7 @@ Activation = Callable[[Array], Array]
 
 
 @slips.explained
+@without_functions
 @dataclasses.dataclass(frozen=True, repr=False)
 class LSTMCell(LearnedStart):
     r"""One step of an LSTM, as a description that holds no arrays.

@@ -15,6 +15,7 @@ from lstm_jax.cells.lstm_cell import (
     init_recurrent,
 )
 from lstm_jax.checks import arrays, options, slips
+from lstm_jax.descriptions.base import without_functions
 from lstm_jax.initializers import glorot_uniform
 from lstm_jax.numerics import accumulation_dtype, as_last_axes, heads_matmul, matmul
 from lstm_jax.types import Array, LSTMParams, serializable
@@ -44,6 +45,7 @@ class SLSTMState(NamedTuple):
 
 
 @slips.explained
+@without_functions
 @dataclasses.dataclass(frozen=True, repr=False)
 class SLSTMCell(LearnedStart):
     r"""One step of the sLSTM, as a description that holds no arrays.

@@ -12,7 +12,7 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,21 @@ from lstm_jax.descriptions.functions import (
 
 # The classes of descriptions that were seen inside others: what a dict may come from.
 _seen_inside: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+Class = TypeVar("Class", bound=type)
+
+
+def without_functions(cls: Class) -> Class:
+    """Takes the functions among a dataclass's defaults off the class.
+
+    Each instance has its own. On the class ``help`` would take them for methods, and
+    show what JAX says of ``tanh`` before it comes to the methods that there are.
+    """
+    for field in dataclasses.fields(cls):
+        if callable(vars(cls).get(field.name)) and callable(field.default):
+            delattr(cls, field.name)
+    return cls
 
 
 class Description:

@@ -140,9 +140,9 @@ def fit(
         valid: the held-out data, as ``batches``.
         valid_fn: what is evaluated; ``loss_fn`` if None.
         evaluate_every: steps; the end of each epoch if None. The last step always.
-        monitor: the figure that decides, the held-out loss if None. Every figure of the
-            evaluation has its name after "valid_", or "ema_valid_" where it is of the
-            average.
+        monitor: the figure that decides, the held-out loss if None. The name of every
+            figure of the evaluation begins with ``valid_``, or with ``ema_valid_``
+            where it is of the average.
         mode: "min" or "max"; needed unless ``monitor`` ends in "loss".
         min_delta: what a gain has to be more than, measured from the last gain.
         patience: evaluations without a gain until the run stops; None for no limit.
