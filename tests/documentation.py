@@ -12,7 +12,8 @@ PAGES = {
     for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 }
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_PEER = re.compile(r"^\s*(import|from) .*\b(torch|keras)\b", re.MULTILINE)
+_PEERS = "torch|keras|haiku|equinox|onnx|onnxruntime"
+_PEER = re.compile(rf"^\s*(import|from) .*\b({_PEERS})\b", re.MULTILINE)
 
 
 def blocks(page):

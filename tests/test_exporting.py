@@ -15,6 +15,7 @@ from jax._src import compiler
 
 import lstm_jax as lj
 from lstm_jax.exporting import loader
+from tests import documentation
 from tests.common import assert_close, normal, random_params
 
 MODELS = {
@@ -167,7 +168,7 @@ def test_the_loader_has_ten_lines():
     source = pathlib.Path(loader.__file__).read_text().partition("def load")[2]
     lines = [line for line in source.splitlines()[2:] if line.strip()]
     assert len(lines) == 10
-    page = (pathlib.Path(__file__).parents[1] / "docs" / "how-to" / "deploy.md").read_text()
+    page = documentation.PAGES["docs/how-to/deploy.md"].read_text()
     assert all(line in page for line in lines)
 
 

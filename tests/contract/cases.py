@@ -111,7 +111,8 @@ def is_standard(subject):
 def contract(where=lambda subject: True, every_cell=False):
     """A test of every subject that ``where`` lets through.
 
-    ``every_cell`` says that the sample of its subjects has every cell.
+    ``every_cell`` says that a sample of its subjects has every cell, and pairs have
+    every cell in every dtype.
     """
     subjects = [one for one in SUBJECTS if where(one)]
 
@@ -122,8 +123,8 @@ def contract(where=lambda subject: True, every_cell=False):
     return decorate
 
 
-def sample(check, examples, every_cell):
-    """Few examples of a check: with every implementation, every dtype and every case.
+def cover(check, examples, parts):
+    """Few examples of a check that have, together, all that single ones have.
 
     A hash decides which, so that each check has others, and the same every time.
 
@@ -131,18 +132,30 @@ def sample(check, examples, every_cell):
         check: its name.
         examples: a list of pairs: a subject, and what else the check is given, such as
             one of its cases.
-        every_cell: whether the sample has every cell too.
+        parts: what an example has.
     """
-
-    def had_by(example):
-        subject, given = example
-        had = {("given", given), subject.implementation, subject.dtype}
-        return had | {("cell", subject.name)} if every_cell else had
-
+    had_by = {one: parts(*one) for one in examples}
     hashed = lambda example: zlib.crc32(f"{check} {example}".encode())
     in_order, chosen = sorted(examples, key=hashed), []
-    missing = set().union(*map(had_by, examples))
+    missing = set().union(*had_by.values())
     while missing:
-        chosen.append(max(in_order, key=lambda one: len(missing & had_by(one))))
-        missing -= had_by(chosen[-1])
+        chosen.append(max(in_order, key=lambda one: len(missing & had_by[one])))
+        missing -= had_by[chosen[-1]]
     return chosen
+
+
+def singly(subject, given, every_cell):
+    """Every implementation, dtype and case, and every cell where that is asked for."""
+    who = {("cell", subject.name)} if every_cell else set()
+    return {("case", given), subject.implementation, subject.dtype} | who
+
+
+def in_pairs(subject, given, every_cell):
+    """Every cell by every implementation and in every case.
+
+    Not every cell in every dtype, unless that is asked for: a check has each cell in
+    some of them, other checks in others.
+    """
+    cell, by = ("cell", subject.name), subject.implementation
+    pairs = {(by, cell), (by, subject.dtype), (by, ("case", given)), (given, cell)}
+    return pairs | ({subject} if every_cell else set())

@@ -2,18 +2,20 @@
 
 import collections
 import contextlib
+import functools
 
 import jax
 import pytest
 
 from lstm_jax.recurrence import choice
-from tests.contract.cases import TOY, sample
+from tests.contract import cases
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is not in the sample; a test that is named is run."""
-    if config.getoption("--contract") == "all":
+    """Leaves out what is not asked for; a test that is named is run."""
+    how = config.getoption("--contract")
+    if how == "all":
         return
     checks = collections.defaultdict(dict)
     for item in items:
@@ -22,7 +24,9 @@ def pytest_collection_modifyitems(config, items):
             checks[item.function][subject, given] = item
     left_out = set()
     for check, examined in checks.items():
-        chosen = sample(check.__name__, list(examined), check.every_cell)
+        parts = cases.in_pairs if how == "pairs" else cases.singly
+        has = functools.partial(parts, every_cell=check.every_cell)
+        chosen = cases.cover(check.__name__, list(examined), has)
         left_out |= {
             item for example, item in examined.items() if example not in chosen
         }
@@ -40,8 +44,8 @@ def subject_of(item):
 def examined(request, monkeypatch):
     """64-bit types and the toy implementation, for the subjects that need them."""
     subject = subject_of(request.node)
-    if subject is not None and subject.implementation == TOY.name:
-        both = (TOY, *choice.IMPLEMENTATIONS)
+    if subject is not None and subject.implementation == cases.TOY.name:
+        both = (cases.TOY, *choice.IMPLEMENTATIONS)
         monkeypatch.setattr(choice, "IMPLEMENTATIONS", both)
     wide = subject is not None and subject.dtype == "float64"
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
