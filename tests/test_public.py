@@ -20,8 +20,13 @@ PUBLIC = {
         resolve_implementation scan scan_states stream
     """,
     "lstm_jax.convert": """
-        from_keras from_torch state_from_keras state_from_torch state_to_keras
-        state_to_torch to_keras to_torch
+        from_cudnn from_equinox from_haiku from_keras from_linen from_nnx from_onnx
+        from_tf1 from_torch from_xlstm load_keras save_torch state_from_cudnn
+        state_from_equinox state_from_haiku state_from_keras state_from_linen
+        state_from_nnx state_from_tf1 state_from_torch state_from_xlstm state_to_cudnn
+        state_to_equinox state_to_haiku state_to_keras state_to_linen state_to_nnx
+        state_to_tf1 state_to_torch state_to_xlstm to_cudnn to_equinox to_haiku to_keras
+        to_linen to_nnx to_onnx to_tf1 to_torch to_xlstm
     """,
     "lstm_jax.data": """
         Batches Packed Scaler Vocabulary bucket_batches from_grain pack_documents

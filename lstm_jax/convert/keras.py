@@ -7,7 +7,7 @@ layer with another ``activation`` or ``recurrent_activation`` computes something
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ import numpy as np
 from lstm_jax.checks import border
 from lstm_jax.convert import layers as records
 from lstm_jax.convert import targets
+from lstm_jax.convert.files.activations import as_function
 from lstm_jax.layers import LSTM, Params, State
-from lstm_jax.types import Directions, LSTMParams, LSTMState
+from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
 _MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "mul"}
 _FIELDS = ("kernel", "recurrent_kernel", "bias")
@@ -26,16 +27,21 @@ KERAS = targets.Target("Keras", merges=tuple(_MERGES.values()))
 
 
 def from_keras(
-    *layers: Sequence[Any], bidirectional: bool = False, merge_mode: str = "concat"
+    *layers: Sequence[Any],
+    bidirectional: bool = False,
+    merge_mode: str = "concat",
+    activation: str | Callable[[Array], Array] = "tanh",
+    recurrent_activation: str | Callable[[Array], Array] = "sigmoid",
 ) -> tuple[LSTM, Params]:
     """Takes over the weights of one or more Keras layers.
 
-    The model is the plain LSTM of Keras's defaults since TensorFlow 2, with the
-    sigmoid for its gates and tanh. ``LSTM`` of TensorFlow 1 and of Keras before 2.3 has
-    a *hard* sigmoid by default, which is another function, and outputs differ by some
-    hundredths: ``clip(0.2 x + 0.5, 0, 1)``, and with 1/6 in place of 0.2 since Keras 3,
-    which is ``jax.nn.hard_sigmoid``. For such a layer run the same ``params`` with
-    ``dataclasses.replace(model, gate_activation=...)``.
+    Activations are not in the weights: unless they are passed, the model is the plain
+    LSTM of Keras's defaults since TensorFlow 2, with the sigmoid for its gates and
+    tanh. ``LSTM`` of TensorFlow 1 and of Keras before 2.3 has a *hard* sigmoid by
+    default, which is another function, and outputs differ by some hundredths:
+    ``clip(0.2 x + 0.5, 0, 1)``, and with 1/6 in place of 0.2 since Keras 3, which is
+    ``jax.nn.hard_sigmoid``. For such a layer pass the function. A layer with
+    ``go_backwards=True`` has the same weights: give the model ``jnp.flip(xs, 1)``.
 
     Args:
         *layers: for each layer, first to last, what ``layer.get_weights()`` returns:
@@ -46,13 +52,17 @@ def from_keras(
             types are on).
         bidirectional: whether the layers are ``Bidirectional``.
         merge_mode: theirs: "concat", "sum", "ave" or "mul".
+        activation: theirs, as Keras names it or as a function of an array.
+        recurrent_activation: the same, of the gates. "hard_sigmoid", which says two
+            functions, is passed as one.
 
     Returns:
         ``(model, params)``: run them with ``model.apply(params, xs)``. Keras's
         ``return_sequences=False`` is ``model.last(state)``.
 
     Raises:
-        ValueError: if the number of arrays, a shape or ``merge_mode`` does not fit.
+        ValueError: if the number of arrays, a shape, ``merge_mode`` or the name of an
+            activation does not fit.
         TypeError: if a layer is no list of floating arrays.
 
     Example:
@@ -62,11 +72,7 @@ def from_keras(
         >>> model.input_size, model.hidden_size
         (3, 5)
     """
-    if merge_mode not in _MERGES:
-        raise ValueError(
-            f"merge_mode: expected one of {', '.join(map(repr, _MERGES))}, got "
-            f"{merge_mode!r}."
-        )
+    merge = merge_of(merge_mode)
     if not layers:
         raise ValueError(
             "layers: expected the weights of at least one layer, got none."
@@ -78,7 +84,29 @@ def from_keras(
         return f"layers[{index}] {side}{field}"
 
     taken = [_split(index, weights, directions) for index, weights in enumerate(layers)]
-    return records.build(taken, name_of, merge=_MERGES[merge_mode])
+    function = as_function("activation", activation)
+    return records.build(
+        taken,
+        name_of,
+        merge=merge,
+        gate_activation=as_function("recurrent_activation", recurrent_activation),
+        candidate_activation=function,
+        output_activation=function,
+    )
+
+
+def merge_of(merge_mode: Any) -> str:
+    """Our name of a ``merge_mode``.
+
+    Raises:
+        ValueError: if Keras has none such, or both outputs stay apart.
+    """
+    if merge_mode not in _MERGES:
+        raise ValueError(
+            f"merge_mode: expected one of {', '.join(map(repr, _MERGES))}, got "
+            f"{merge_mode!r}."
+        )
+    return _MERGES[merge_mode]
 
 
 def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
@@ -196,7 +224,7 @@ def _split(index: int, weights: Any, directions: int) -> list[LSTMParams]:
         border.take(f"layers[{index}][{n}]", array) for n, array in enumerate(weights)
     ]
     return [
-        _from_cudnn(LSTMParams(*arrays[n : n + each]))
+        from_cudnn_layout(LSTMParams(*arrays[n : n + each]))
         for n in range(0, len(arrays), each)
     ]
 
@@ -225,7 +253,7 @@ def _count_hint(weights: Sequence[Any], directions: int) -> str:
     return "These are two layers': pass a list for each."
 
 
-def _from_cudnn(one: LSTMParams) -> LSTMParams:
+def from_cudnn_layout(one: LSTMParams) -> LSTMParams:
     """The weights of ``CuDNNLSTM`` as those of ``LSTM``, all others as they are.
 
     cuDNN's own layout shows through: gate by gate, the memory of the input weights is

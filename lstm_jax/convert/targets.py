@@ -149,3 +149,25 @@ def check_one_size(library: str, sizes: list[tuple[int, Any]]) -> None:
             f"hidden_size: expected one size for all layers, as {library} has, got "
             f"{tuple(hidden for hidden, _ in sizes)}."
         )
+
+
+def table(all_targets: tuple[Target, ...]) -> str:
+    """Returns what each target can say, a row an option, as a table of Markdown."""
+    rows = [("", *(target.name for target in all_targets))]
+    rows.append(("---",) * len(rows[0]))
+    for option in OPTIONS:
+        if option != "merge":
+            said = [_said(target.options.get(option)) for target in all_targets]
+            rows.append((f"`{option}`", *said))
+    rows += [
+        ("two directions, merged by", *(_said(one.merges) for one in all_targets)),
+        ("layers of several sizes", *(_said(one.each_size) for one in all_targets)),
+        ("cells", *(_said(one.cells) for one in all_targets)),
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _said(values: Any) -> str:
+    if isinstance(values, tuple) and values:
+        return ", ".join(f"`{getattr(one, '__name__', one)}`" for one in values)
+    return "yes" if values is True else "–"

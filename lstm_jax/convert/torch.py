@@ -7,43 +7,20 @@ is not, since an optimizer moves two biases twice as far as one.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import border, slips, trees
+from lstm_jax.checks import border, slips
 from lstm_jax.convert import layers as records
-from lstm_jax.convert import targets
+from lstm_jax.convert import stacked, targets
+from lstm_jax.convert import torch_names as names
 from lstm_jax.layers import LSTM, Params, State
-from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
-
-_SUFFIXES = ("", "_reverse")
-_KINDS = {
-    "kernel": "weight_ih",
-    "recurrent_kernel": "weight_hh",
-    "bias": "bias_ih",
-    "projection_kernel": "weight_hr",
-}
+from lstm_jax.types import Array, LSTMParams
 
 PYTORCH = targets.Target("PyTorch", {"proj_size": True}, each_size=False)
-
-# What wraps a module without changing it: DataParallel, weight drop, torch.compile.
-_WRAPPERS = ("module", "_orig_mod")
-# Other forms of the same weights by their names, and what makes plain ones of them.
-_OTHER_FORMS = {
-    r"parametrizations\.weight_(ih|hh)": "are parametrized: call torch.nn.utils."
-    "parametrize.remove_parametrizations(lstm, name)",
-    r"weight_(ih|hh)\w*_v$": "are normalised: call torch.nn.utils."
-    "remove_weight_norm(lstm, name)",
-    r"(weight|bias)_\w+_(orig|mask)$": "are pruned: call torch.nn.utils.prune.remove("
-    "lstm, name)",
-    r"_all_weight_values\.": "are quantized: take the LSTM as it was before",
-}
 
 
 def from_torch(
@@ -61,10 +38,12 @@ def from_torch(
             ``[4H]``, ``weight_hr_l0`` ``[P, H]``, and so on for ``_l1``,
             ``_l0_reverse``. Names without ``_l0`` are a cell's, which is a model of one
             layer. With weight drop (AWD-LSTM, ULMFiT) ``weight_hh_l0_raw`` is the
-            weight, whether ``weight_hh_l0``, a dropped copy, is beside it or not.
+            weight, whether ``weight_hh_l0``, a dropped copy, is beside it or not. The
+            two arrays that weight norm (in both its forms) and pruning keep for one
+            weight are multiplied out.
         prefix: what the names begin with, such as ``"lstm."`` where the LSTM is the
             attribute ``lstm`` of a larger module. Other names are left alone. What
-            wraps the LSTM after it (``module.``, ``_orig_mod.``) need not be said.
+            wraps modules (``module.``, ``_orig_mod.``) need not be said.
 
     Returns:
         ``(model, params)``: run them with ``model.apply(params, xs)``; ``xs`` is batch
@@ -84,15 +63,15 @@ def from_torch(
         >>> model.input_size, model.hidden_size, params[0].forward.kernel.shape
         (3, 5, (3, 20))
     """
-    names = _names(state_dict, prefix)
-    ends = _ends(names)
-    _check_names(names, ends, prefix)
-    arrays = {name: _array(there, state_dict[there]) for name, there in names.items()}
+    sources = names.find(state_dict, prefix)
+    ends = names.ends_of(sources)
+    names.check(sources, ends, prefix)
+    arrays = {name: source.read(state_dict) for name, source in sources.items()}
 
     def name_of(index, direction, field):
-        return names[_KINDS[field] + ends[index][direction]]
+        return sources[names.KINDS[field] + ends[index][direction]].key
 
-    layers = [[_record(arrays, names, end) for end in layer] for layer in ends]
+    layers = [[_record(arrays, sources, end) for end in layer] for layer in ends]
     return records.build(layers, name_of, flipped=True)
 
 
@@ -124,7 +103,7 @@ def to_torch(model: LSTM, params: Params) -> dict[str, np.ndarray]:
     for index, layer in enumerate(params):
         for suffix, one in zip(_suffixes(model), layer, strict=False):
             end = f"_l{index}{suffix}"
-            for field, kind in _KINDS.items():
+            for field, kind in names.KINDS.items():
                 value = getattr(one, field)
                 if value is not None:
                     weights[kind + end] = border.give(value.T)
@@ -155,27 +134,7 @@ def state_from_torch(model: LSTM, h: Any, c: Any) -> State:
         >>> state[1].forward.h.shape
         (4, 5)
     """
-    cells, row = records.check_states_of("PyTorch", model)
-    layers, directions = len(cells), len(_suffixes(model))
-    arrays = _array("h", h), _array("c", c)
-    for name, value, letter, one in zip("hc", arrays, "PH", row, strict=True):
-        shapes.check_array(name, value)
-        first, size = layers * directions, one.shape[0]
-        if value.ndim < 2 or (value.shape[0], value.shape[-1]) != (first, size):
-            raise ValueError(
-                f"{name}: expected shape [L*D, *batch, {letter}] with L*D = {layers} * "
-                f"{directions} and {letter} = {size}, got {list(value.shape)}."
-            )
-    if arrays[0].shape[:-1] != arrays[1].shape[:-1]:
-        raise ValueError(
-            f"c: expected the batch of h, {list(arrays[0].shape[1:-1])}, got "
-            f"{list(arrays[1].shape[1:-1])}."
-        )
-    pairs = [LSTMState(*pair) for pair in zip(*arrays, strict=True)]
-    return tuple(
-        Directions(*pairs[start : start + directions])
-        for start in range(0, len(pairs), directions)
-    )
+    return stacked.take(PYTORCH.name, model, h, c)
 
 
 def state_to_torch(model: LSTM, state: State) -> tuple[Any, Any]:
@@ -194,137 +153,15 @@ def state_to_torch(model: LSTM, state: State) -> tuple[Any, Any]:
         >>> h.shape
         (4, 4, 5)
     """
-    cells, _ = records.check_states_of("PyTorch", model)
-    state = trees.take_state(cells, state, model.bidirectional)
-    flat = [one for layer in state for one in layer if one is not None]
-    h, c = (jnp.stack(leaves) for leaves in zip(*flat, strict=True))
-    return records.give_state(h), records.give_state(c)
+    return stacked.give(PYTORCH.name, model, state)
 
 
 def _suffixes(model: LSTM) -> tuple[str, ...]:
-    return _SUFFIXES if model.bidirectional else _SUFFIXES[:1]
-
-
-def _names(state_dict: Any, prefix: str) -> dict[str, str]:
-    """The names in the dict by those that an ``nn.LSTM`` would give."""
-    _check_mapping(state_dict)
-    names = {}
-    for there in state_dict:
-        if not str(there).startswith(prefix):
-            continue
-        parts = str(there).removeprefix(prefix).split(".")
-        name = ".".join(part for part in parts if part not in _WRAPPERS)
-        if name in names:
-            raise ValueError(
-                f"state_dict: {names[name]} and {there} are both {name} after the "
-                f"prefix {prefix!r}. Pass a longer one."
-            )
-        names[name] = there
-    # Weight drop keeps the weight on the module it wraps, or on what wraps that one.
-    outside = prefix.removesuffix("module.")
-    for there in state_dict:
-        inner = str(there).removeprefix(outside)
-        found = inner.endswith("_raw") and "." not in inner
-        if found and outside != prefix and outside + inner == there:
-            names.setdefault(inner, there)
-    for name in [name for name in names if name.endswith("_raw")]:
-        names[name.removesuffix("_raw")] = names.pop(name)
-    for kind in (*_KINDS.values(), "bias_hh"):
-        if kind in names:
-            names[f"{kind}_l0"] = names.pop(kind)
-    if "weight_ih_l0" not in names:
-        raise ValueError(
-            f"state_dict: {prefix}weight_ih_l0 is missing. "
-            f"{_other_form(names) or _elsewhere(state_dict, prefix)}"
-        )
-    return names
-
-
-def _check_mapping(state_dict: Any) -> None:
-    if isinstance(state_dict, Mapping):
-        return
-    hint = ""
-    if hasattr(state_dict, "state_dict"):
-        hint = "Pass module.state_dict()."
-    elif isinstance(state_dict, (str, os.PathLike)):
-        hint = "Read the file first: torch.load(path, weights_only=True)."
-    raise TypeError(
-        "state_dict: expected a dict of arrays by name, got "
-        f"{type(state_dict).__name__}. {hint}".rstrip()
-    )
-
-
-def _elsewhere(state_dict: Mapping[str, Any], prefix: str) -> str:
-    """Where else an LSTM's names are, or which names there are."""
-    ends = ("weight_ih_l0", "weight_ih")
-    found = {
-        there.removesuffix(end)
-        for there in map(str, state_dict)
-        for end in ends
-        if there.endswith(end)
-    }
-    if found:
-        return f"It is there with prefix={' or '.join(map(repr, sorted(found)))}."
-    for name, value in state_dict.items():
-        if isinstance(value, Mapping) and any(str(n).endswith(ends) for n in value):
-            return f"It is in the dict under {name!r}: pass that one."
-    begins = sorted({str(name).split(".")[0] for name in state_dict})
-    return (
-        f"Names begin with {', '.join(begins) or 'nothing'}; the prefix is {prefix!r}."
-    )
-
-
-def _other_form(names: Mapping[str, str]) -> str:
-    """Names the form that weights are in, where it is not the plain one."""
-    for pattern, words in _OTHER_FORMS.items():
-        for name, there in names.items():
-            if re.search(pattern, name):
-                return f"Weights such as {there} {words}, and then state_dict()."
-    return ""
-
-
-def _ends(names: Mapping[str, str]) -> list[list[str]]:
-    """For each layer the ends of its names, one a direction."""
-    suffixes = _SUFFIXES if "weight_ih_l0_reverse" in names else _SUFFIXES[:1]
-    ends = []
-    while f"weight_ih_l{len(ends)}" in names:
-        ends.append([f"_l{len(ends)}{suffix}" for suffix in suffixes])
-    return ends
-
-
-def _check_names(names: Mapping[str, str], ends: list[list[str]], prefix: str) -> None:
-    """Checks that nothing is missing and nothing else there."""
-    kinds = ["weight_ih", "weight_hh"]
-    if any(name.startswith("bias_") for name in names):
-        kinds += ["bias_ih", "bias_hh"]
-    if any(name.startswith("weight_hr") for name in names):
-        kinds.append("weight_hr")
-    known = [kind + end for layer in ends for end in layer for kind in kinds]
-    if missing := [prefix + name for name in known if name not in names]:
-        hint = _other_form(names)
-        if not hint and any("weight_" in name for name in missing):
-            hint = (
-                "Files lose weights that share memory, as a GPU's do: save "
-                "{name: value.clone() for name, value in module.state_dict().items()}."
-            )
-        verb = "is" if len(missing) == 1 else "are"
-        raise ValueError(
-            f"state_dict: {', '.join(missing)} {verb} missing. {hint}".rstrip()
-        )
-    if unknown := sorted(names[name] for name in set(names) - set(known)):
-        hint = _other_form(names)
-        if not hint and any("." in name.removeprefix(prefix) for name in unknown):
-            hint = (
-                "For an LSTM inside a larger module pass prefix, such as "
-                "prefix='lstm.'."
-            )
-        raise ValueError(
-            f"state_dict: unknown names {', '.join(unknown)}. {hint}".rstrip()
-        )
+    return names.SUFFIXES if model.bidirectional else names.SUFFIXES[:1]
 
 
 def _record(
-    arrays: Mapping[str, Array], names: Mapping[str, str], end: str
+    arrays: Mapping[str, Array], sources: Mapping[str, names.Source], end: str
 ) -> LSTMParams:
     """One layer in one direction, in our layout."""
     recurrent, bias = arrays[f"weight_hh{end}"], arrays.get(f"bias_ih{end}")
@@ -332,7 +169,8 @@ def _record(
         other = arrays[f"bias_hh{end}"]
         if bias.shape != other.shape:
             for kind, one in (("bias_ih", bias), ("bias_hh", other)):
-                shapes.check_shape(names[kind + end], "[4H]", recurrent.shape[:1], one)
+                key, expected = sources[kind + end].key, recurrent.shape[:1]
+                shapes.check_shape(key, "[4H]", expected, one)
         bias += other.astype(bias.dtype)
     projection = arrays.get(f"weight_hr{end}")
     return LSTMParams(
@@ -340,11 +178,4 @@ def _record(
         recurrent_kernel=recurrent.T,
         bias=bias,
         projection_kernel=None if projection is None else projection.T,
-    )
-
-
-def _array(name: str, value: Any) -> Array:
-    """A tensor of any device, NumPy or JAX array as a JAX array."""
-    return border.take(
-        name, value.detach().cpu() if hasattr(value, "detach") else value
     )

@@ -134,8 +134,10 @@ def test_module_inside_a_larger_one_is_found_by_its_prefix():
     with pytest.raises(ValueError, match=r"is missing. It is there with prefix='rnn.'"):
         lj.convert.from_torch(net.state_dict())
     wrapped = torch.nn.DataParallel(net).state_dict()
-    with pytest.raises(ValueError, match=r"It is there with prefix='module.rnn.'"):
-        lj.convert.from_torch(wrapped, prefix="rnn.")
+    for prefix in ("rnn.", "module.rnn."):
+        _, params = lj.convert.from_torch(wrapped, prefix=prefix)
+        expected = to_jax(net["rnn"].weight_hh_l0).T
+        np.testing.assert_array_equal(params[0].forward.recurrent_kernel, expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -196,25 +198,6 @@ def test_weight_drop_runs_as_the_raw_weight(prefix):
     assert not torch.allclose(expected, other, atol=1e-2)
     _, ys = model.apply(params, to_jax(xs), time_major=True)
     assert_close(ys, to_jax(expected))
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
-def test_other_forms_of_weights_are_named():
-    norm = torch.nn.utils.parametrizations.weight_norm
-    parametrize = torch.nn.utils.parametrize
-    new = norm(torch.nn.LSTM(I, H), "weight_hh_l0")
-    with pytest.raises(ValueError, match=r"are parametrized: .*remove_parametrization"):
-        lj.convert.from_torch(new.state_dict())
-    parametrize.remove_parametrizations(new, "weight_hh_l0")
-    old = torch.nn.utils.weight_norm(torch.nn.LSTM(I, H), "weight_ih_l0")
-    with pytest.raises(ValueError, match=r"weight_ih_l0_v are normalised: .*remove_w"):
-        lj.convert.from_torch(old.state_dict())
-    torch.nn.utils.remove_weight_norm(old, "weight_ih_l0")
-    for module in (new, old):
-        _, params = lj.convert.from_torch(module.state_dict())
-        np.testing.assert_array_equal(
-            params[0].forward.kernel, to_jax(module.weight_ih_l0).T
-        )
 
 
 def test_a_module_is_no_state_dict():

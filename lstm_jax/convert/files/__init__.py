@@ -1,0 +1,1 @@
+"""Files of weights that other libraries have written, and files for them."""
