@@ -3,6 +3,7 @@
 import importlib as _importlib
 import typing as _typing
 
+from lstm_jax import activations as activations
 from lstm_jax import convert as convert
 from lstm_jax.cells.base import Cell as Cell
 from lstm_jax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
@@ -45,6 +46,7 @@ __all__ = (
     "SLSTMCell",
     "SLSTMState",
     "Stack",
+    "activations",
     "convert",
     "embedding_dropout",
     "export",
@@ -60,7 +62,7 @@ __all__ = (
 )
 
 # Loaded when they are first named, with what they need: Optax, Flax.
-_LAZY = ("data", "decoding", "linen", "nnx", "training")
+_LAZY = ("data", "decoding", "linen", "nnx", "serving", "training")
 
 
 def __getattr__(name: str) -> _typing.Any:

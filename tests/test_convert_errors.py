@@ -10,6 +10,10 @@ import lstm_jax as lj
 from tests.common import random_like
 
 
+def ones(shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
 def build(options):
     model = lj.LSTM(3, 5, **options)
     return model, random_like(1, model.init(jax.random.key(0)))
@@ -29,10 +33,10 @@ def without(*names, **options):
 def gates(count):
     """The weights of a torch module with another number of gates."""
     return {
-        "weight_ih_l0": np.ones((count * 5, 3)),
-        "weight_hh_l0": np.ones((count * 5, 5)),
-        "bias_ih_l0": np.ones(count * 5),
-        "bias_hh_l0": np.ones(count * 5),
+        "weight_ih_l0": ones((count * 5, 3)),
+        "weight_hh_l0": ones((count * 5, 5)),
+        "bias_ih_l0": ones(count * 5),
+        "bias_hh_l0": ones(count * 5),
     }
 
 
@@ -54,12 +58,12 @@ CASES = {
         "dynamically quantized LSTM was saved: its weights are packed. Take the LSTM",
     ),
     "no such names": (
-        lambda: from_torch({"conv.weight": np.ones(2)}, prefix="lstm."),
+        lambda: from_torch({"conv.weight": ones(2)}, prefix="lstm."),
         "state_dict: lstm.weight_ih_l0 is missing. Names begin with conv; the prefix "
         "is 'lstm.'. A dynamically quantized LSTM has no names of its own.",
     ),
     "no prefix": (
-        lambda: from_torch({"rnn.weight_ih_l0": np.ones((20, 3))}),
+        lambda: from_torch({"rnn.weight_ih_l0": ones((20, 3))}),
         "state_dict: weight_ih_l0 is missing. It is there with prefix='rnn.'.",
     ),
     "several cells": (
@@ -73,9 +77,7 @@ CASES = {
         "state_dict: weight_ih_l0 is missing. It is in the dict under 'model': pass",
     ),
     "parametrized": (
-        lambda: from_torch(
-            {"parametrizations.weight_ih_l0.original": np.ones((20, 3))}
-        ),
+        lambda: from_torch({"parametrizations.weight_ih_l0.original": ones((20, 3))}),
         "Weights such as parametrizations.weight_ih_l0.original are parametrized: call",
     ),
     "quantized": (
@@ -83,11 +85,11 @@ CASES = {
         "Weights such as _all_weight_values.0.param are quantized: take the LSTM as it",
     ),
     "two of a name": (
-        lambda: from_torch(torch_weights() | {"module.bias_ih_l0": np.ones(20)}),
+        lambda: from_torch(torch_weights() | {"module.bias_ih_l0": ones(20)}),
         "state_dict: bias_ih_l0 and module.bias_ih_l0 are both bias_ih_l0 after the",
     ),
     "another module's weights": (
-        lambda: from_torch(torch_weights(**{"fc.weight": np.ones(2)})),
+        lambda: from_torch(torch_weights(**{"fc.weight": ones(2)})),
         "state_dict: unknown names fc.weight. For an LSTM inside a larger module pass",
     ),
     "a bias is missing": (
@@ -123,23 +125,23 @@ CASES = {
         "weight_hh_l0: expected shape [4H, H] = [80, 20], got [5, 20]. It is transpos",
     ),
     "one wrong matrix": (
-        lambda: from_torch(torch_weights(weight_ih_l0=np.ones((15, 3)))),
+        lambda: from_torch(torch_weights(weight_ih_l0=ones((15, 3)))),
         "weight_ih_l0: expected shape [4H, I] = [20, 3], got [15, 3].",
     ),
     "no matrix": (
-        lambda: from_torch(torch_weights(weight_ih_l0=np.ones(60))),
+        lambda: from_torch(torch_weights(weight_ih_l0=ones(60))),
         "weight_ih_l0: expected shape [4H, I], got [60].",
     ),
     "a wrong bias": (
-        lambda: from_torch(torch_weights(bias_ih_l0=np.ones(5))),
+        lambda: from_torch(torch_weights(bias_ih_l0=ones(5))),
         "bias_ih_l0: expected shape [4H] = [20], got [5].",
     ),
     "two wrong biases": (
-        lambda: from_torch(torch_weights(bias_ih_l0=np.ones(5), bias_hh_l0=np.ones(5))),
+        lambda: from_torch(torch_weights(bias_ih_l0=ones(5), bias_hh_l0=ones(5))),
         "bias_ih_l0: expected shape [4H] = [20], got [5].",
     ),
     "a layer of other inputs": (
-        lambda: from_torch(without(num_layers=2) | {"weight_ih_l1": np.ones((20, 10))}),
+        lambda: from_torch(without(num_layers=2) | {"weight_ih_l1": ones((20, 10))}),
         "weight_ih_l1: expected shape [4H, I] = [20, 5], got [20, 10]. Twice the inp",
     ),
     "per-layer sizes": (
@@ -156,13 +158,13 @@ CASES = {
     ),
     "a state of other layers": (
         lambda: lj.convert.state_from_torch(
-            lj.LSTM(3, 5, 2), np.ones((1, 4, 5)), np.ones((1, 4, 5))
+            lj.LSTM(3, 5, 2), ones((1, 4, 5)), ones((1, 4, 5))
         ),
         "h: expected shape [L*D, *batch, P] with L*D = 2 * 1 and P = 5, got [1, 4, 5].",
     ),
     "h and c swapped": (
         lambda: lj.convert.state_from_torch(
-            lj.LSTM(3, 5, proj_size=2), np.ones((1, 4, 5)), np.ones((1, 4, 2))
+            lj.LSTM(3, 5, proj_size=2), ones((1, 4, 5)), ones((1, 4, 2))
         ),
         "h: expected shape [L*D, *batch, P] with L*D = 1 * 1 and P = 2, got [1, 4, 5].",
     ),
@@ -189,24 +191,24 @@ CASES = {
     ),
     "h and c of two batches": (
         lambda: lj.convert.state_from_torch(
-            lj.LSTM(3, 5), np.ones((1, 4, 5)), np.ones((1, 3, 5))
+            lj.LSTM(3, 5), ones((1, 4, 5)), ones((1, 3, 5))
         ),
         "c: expected the batch of h, [4], got [3].",
     ),
     "Bidirectional without saying so": (
-        lambda: from_keras([np.ones((3, 20)), np.ones((5, 20)), np.ones(20)] * 2),
+        lambda: from_keras([ones((3, 20)), ones((5, 20)), ones(20)] * 2),
         "layers[0]: expected 2 or 3 arrays (kernel, recurrent_kernel and, with "
         "use_bias, bias), got 6. These are a Bidirectional layer's: pass",
     ),
     "two layers in one list": (
         lambda: from_keras(
-            [np.ones((3, 20)), np.ones((5, 20)), np.ones((5, 20)), np.ones((5, 20))]
+            [ones((3, 20)), ones((5, 20)), ones((5, 20)), ones((5, 20))]
         ),
         "got 4. These are two layers': pass a list for each.",
     ),
     "half a Bidirectional layer": (
         lambda: from_keras(
-            [np.ones((3, 20)), np.ones((5, 20)), np.ones(20)], bidirectional=True
+            [ones((3, 20)), ones((5, 20)), ones(20)], bidirectional=True
         ),
         "layers[0]: expected 4 or 6 arrays (kernel, recurrent_kernel and, with "
         "use_bias, bias, forward then backward), got 3.",
@@ -216,14 +218,14 @@ CASES = {
         "layers: expected the weights of at least one layer, got none.",
     ),
     "a Keras GRU": (
-        lambda: from_keras([np.ones((3, 15)), np.ones((5, 15)), np.ones((2, 15))]),
+        lambda: from_keras([ones((3, 15)), ones((5, 15)), ones((2, 15))]),
         "layers[0] recurrent_kernel: expected shape [H, 4H] = [5, 20], got [5, 15]. "
         "These look like the weights of a GRU.",
     ),
     "a layer after a Bidirectional one": (
         lambda: from_keras(
-            *[[np.ones((3, 20)), np.ones((5, 20))] * 2] * 1,
-            [np.ones((5, 20)), np.ones((5, 20))] * 2,
+            *[[ones((3, 20)), ones((5, 20))] * 2] * 1,
+            [ones((5, 20)), ones((5, 20))] * 2,
             bidirectional=True,
         ),
         "layers[1] forward kernel: expected shape [I, 4H] = [10, 20], got [5, 20]. A "
@@ -231,14 +233,14 @@ CASES = {
     ),
     "a bias in one layer": (
         lambda: from_keras(
-            [np.ones((3, 20)), np.ones((5, 20))],
-            [np.ones((5, 20)), np.ones((5, 20)), np.ones(20)],
+            [ones((3, 20)), ones((5, 20))],
+            [ones((5, 20)), ones((5, 20)), ones(20)],
         ),
         "layers[1] bias: expected none, as for the first layer, got one.",
     ),
     "directions of two sizes": (
         lambda: from_keras(
-            [np.ones((3, 20)), np.ones((5, 20)), np.ones((3, 24)), np.ones((6, 24))],
+            [ones((3, 20)), ones((5, 20)), ones((3, 24)), ones((6, 24))],
             bidirectional=True,
         ),
         "layers[0] backward recurrent_kernel: expected shape [H, 4H] = [5, 20], got",
@@ -268,15 +270,15 @@ CASES = {
         "peephole: expected False, since PyTorch has none, got True in layer 0.",
     ),
     "a Keras state": (
-        lambda: lj.convert.state_from_keras([np.ones(2)]),
+        lambda: lj.convert.state_from_keras([ones(2)]),
         "states[0]: expected [h, c] or [h, c, h, c], got 1 arrays.",
     ),
     "one array as a Keras state": (
-        lambda: lj.convert.state_from_keras(np.ones((2, 5))),
+        lambda: lj.convert.state_from_keras(ones((2, 5))),
         "states[0]: expected [h, c] or [h, c, h, c], got one array of shape [2, 5].",
     ),
     "h and c of two sizes": (
-        lambda: lj.convert.state_from_keras([np.ones((4, 5)), np.ones((3, 5))]),
+        lambda: lj.convert.state_from_keras([ones((4, 5)), ones((3, 5))]),
         "states[0][1]: expected shape [4, 5], as states[0][0] has, got [3, 5].",
     ),
 }
@@ -294,10 +296,6 @@ WRONG_TYPES = {
         "state_dict: expected a dict of arrays by name, got Module. Pass "
         "module.state_dict().",
     ),
-    "a path": (
-        lambda: from_torch("weights.pt"),
-        "state_dict: expected a dict of arrays by name, got str. Read the file first",
-    ),
     "nothing": (
         lambda: from_torch(None),
         "state_dict: expected a dict of arrays by name, got NoneType.",
@@ -307,7 +305,7 @@ WRONG_TYPES = {
         "weight_hh_l0: expected an array, got str.",
     ),
     "integers": (
-        lambda: from_torch(torch_weights(weight_hh_l0=np.ones((20, 5), int))),
+        lambda: from_torch(torch_weights(weight_hh_l0=ones((20, 5), int))),
         "weight_hh_l0: expected a floating dtype, got int32.",
     ),
     "a cell as a model": (
@@ -316,17 +314,17 @@ WRONG_TYPES = {
         "lstm_jax.Stack((cell,)), its params are (lstm_jax.Directions(params),).",
     ),
     "a state as a pair": (
-        lambda: lj.convert.state_from_torch(lj.LSTM(3, 5), (np.ones((1, 4, 5)),) * 2),
+        lambda: lj.convert.state_from_torch(lj.LSTM(3, 5), (ones((1, 4, 5)),) * 2),
         "c: expected by state_from_torch. PyTorch's pair goes in as two: "
         "state_from_torch(model, *state).",
     ),
     "a state before the model": (
-        lambda: lj.convert.state_from_torch(np.ones((1, 5)), np.ones((1, 5)), None),
+        lambda: lj.convert.state_from_torch(ones((1, 5)), ones((1, 5)), None),
         "model: expected a stack such as lstm_jax.LSTM, got ndarray.",
     ),
     "a state of integers": (
         lambda: lj.convert.state_from_torch(
-            lj.LSTM(3, 5), np.ones((1, 4, 5), int), np.ones((1, 4, 5))
+            lj.LSTM(3, 5), ones((1, 4, 5), int), ones((1, 4, 5))
         ),
         "h: expected a floating dtype, got int32. Cast numbers: ",
     ),
@@ -340,7 +338,7 @@ WRONG_TYPES = {
         "layers[0]: expected a list of arrays, got Layer. Pass layer.get_weights().",
     ),
     "arrays instead of a list": (
-        lambda: from_keras(np.ones((3, 20)), np.ones((5, 20)), np.ones(20)),
+        lambda: from_keras(ones((3, 20)), ones((5, 20)), ones(20)),
         "layers[0]: expected a list of arrays, got one array of shape [3, 20]. Each",
     ),
     "lists of numbers": (
@@ -354,3 +352,19 @@ WRONG_TYPES = {
 def test_wrong_types_are_refused(call, words):
     with pytest.raises(TypeError, match=re.escape(words)):
         call()
+
+
+def test_float64_is_rounded_with_a_word():
+    weights = without()
+    wide = {name: value.astype(np.float64) for name, value in weights.items()}
+    with pytest.warns(
+        UserWarning, match="float64 becomes float32, since"
+    ):
+        _, params = from_torch(wide)
+    assert params[0].forward.kernel.dtype == np.float32
+    with jax.enable_x64(True):
+        _, params = from_torch(wide)
+    assert params[0].forward.kernel.dtype == np.float64
+    layer = [np.ones((3, 20)), ones((5, 20)), ones(20)]
+    with pytest.warns(UserWarning, match=r"layers\[0\]\[0\]: float64 becomes"):
+        from_keras(layer)

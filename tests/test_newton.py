@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lstm_jax as lj
-from lstm_jax.recurrence.newton import affine
+from lstm_jax.recurrence.newton import maps
 from tests.common import assert_close, normal, random_params
 from tests.test_parallel import CELL, T, arguments, every_method, quick_jit
 
@@ -148,8 +148,8 @@ def test_affine_solutions_agree_with_the_matrix(m):
         blocks, offsets, matrix = recurrences(m)
         right = np.asarray(offsets[:, 1]).ravel()
         for solve, left in (
-            (affine.solve, matrix),
-            (affine.solve_transposed, matrix.T),
+            (maps.solve, matrix),
+            (maps.solve_transposed, matrix.T),
         ):
             actual = solve(blocks, offsets)[:, 1].ravel()
             assert_close(actual, np.linalg.solve(left, right), "float64")
@@ -159,7 +159,7 @@ def test_affine_solutions_agree_with_the_matrix(m):
 def test_damped_solution_is_that_of_a_filter_step_by_step(m):
     with jax.enable_x64(True):
         blocks, offsets, _ = recurrences(m)
-        actual = affine.solve_damped(blocks, offsets, jnp.float64(0.3))[:, 1]
+        actual = maps.solve_damped(blocks, offsets, jnp.float64(0.3))[:, 1]
         mean, covariance, means = np.zeros(m), np.zeros((m, m)), []
         for a, b in zip(
             np.asarray(blocks[:, 1]), np.asarray(offsets[:, 1]), strict=True

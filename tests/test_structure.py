@@ -20,7 +20,10 @@ PUBLIC_MODULES = (
     "lstm_jax",
     *(
         f"lstm_jax.{name}"
-        for name in ("convert", "data", "decoding", "linen", "nnx", "training")
+        for name in (
+            *("activations", "convert", "data", "decoding", "exporting", "linen"),
+            *("nnx", "serving", "training"),
+        )
     ),
 )
 LONGEST_FILE = 400

@@ -13,12 +13,10 @@ import jax.numpy as jnp
 
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.convert import carries, paths, targets
-from lstm_jax.descriptions.base import differs
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
 DIRECTIONS = ("forward_rnn", "backward_rnn")
-ACTIVATIONS = ("gate_activation", "candidate_activation", "output_activation")
 # Other cells by the names of their layers.
 _OTHERS = {
     ("hn", "hr", "hz", "in", "ir", "iz"): "a GRUCell",
@@ -33,23 +31,6 @@ _JOINED = {
     "kernel": "dense_i/kernel",
     "bias": "dense_h/bias",
 }
-
-
-def check_activations(library: str, model: Any) -> None:
-    """Checks that a model has what Flax calls ``activation_fn``, one for g and for c.
-
-    Raises:
-        ValueError: if it has two.
-        TypeError: if it is no stack.
-    """
-    targets.check_stack(model)
-    for index, cell in enumerate(model.cells):
-        cell = getattr(cell, "cell", cell)
-        if differs(*(getattr(cell, name, None) for name in ACTIVATIONS[1:])):
-            raise ValueError(
-                f"output_activation: expected candidate_activation, since {library} "
-                f"has one activation_fn for both, got another in layer {index}."
-            )
 
 
 def cells_of(
@@ -207,7 +188,7 @@ def build(
         return part.name + (_JOINED if part.has("dense_h") else _APART)[field]
 
     activations = (gate_fn, activation_fn, activation_fn)
-    options |= zip(ACTIVATIONS, activations, strict=True)
+    options |= zip(targets.ACTIVATIONS, activations, strict=True)
     return paths.build(argument, layers, called, **options)
 
 

@@ -23,7 +23,12 @@ from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 _MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "mul"}
 _FIELDS = ("kernel", "recurrent_kernel", "bias")
 
-KERAS = targets.Target("Keras", merges=tuple(_MERGES.values()))
+KERAS = targets.Target(
+    "Keras",
+    dict.fromkeys(targets.ACTIVATIONS, True),
+    one_activation=True,
+    merges=tuple(_MERGES.values()),
+)
 
 
 def from_keras(
@@ -67,7 +72,8 @@ def from_keras(
 
     Example:
         >>> import numpy as np, lstm_jax as lj
-        >>> weights = [np.ones((3, 20)), np.ones((5, 20)), np.zeros(20)]
+        >>> ones = lambda *shape: np.ones(shape, np.float32)
+        >>> weights = [ones(3, 20), ones(5, 20), ones(20)]
         >>> model, params = lj.convert.from_keras(weights)
         >>> model.input_size, model.hidden_size
         (3, 5)
@@ -112,7 +118,8 @@ def merge_of(merge_mode: Any) -> str:
 def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
     """Returns, for each layer, what ``layer.set_weights`` takes.
 
-    The arrays are new ones that nothing else uses.
+    Activations are not in the weights: make the layer with those of the model. The
+    arrays are new ones that nothing else uses.
 
     Raises:
         ValueError: if the model has a projection, or is no stack of standard layers:
@@ -221,7 +228,8 @@ def _split(index: int, weights: Any, directions: int) -> list[LSTMParams]:
             f"{len(weights)}. {_count_hint(weights, directions)}".rstrip()
         )
     arrays = [
-        border.take(f"layers[{index}][{n}]", array) for n, array in enumerate(weights)
+        records.take_weight(f"layers[{index}][{n}]", array)
+        for n, array in enumerate(weights)
     ]
     return [
         from_cudnn_layout(LSTMParams(*arrays[n : n + each]))

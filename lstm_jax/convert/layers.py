@@ -10,6 +10,7 @@ the other library lacks in ``targets.py``.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import border, trees
 from lstm_jax.convert import targets
 from lstm_jax.layers import LSTM, Params
-from lstm_jax.types import Directions, LSTMParams, LSTMState
+from lstm_jax.types import Array, Directions, LSTMParams, LSTMState
 
 Layers = Sequence[Sequence[LSTMParams]]
 # What an array is called where it comes from, by layer, direction and our name of it.
@@ -198,6 +199,24 @@ def check_states_of(library: str, model: Any) -> tuple[list[Cell], LSTMState]:
             )
     targets.check_one_size(library, [(row.c.shape[0], row.h.shape[0]) for row in rows])
     return cells, rows[0]
+
+
+def take_weight(name: str, value: Any) -> Array:
+    """Takes an array of weights, with a warning where its numbers are rounded.
+
+    Raises:
+        TypeError: if it is no array.
+    """
+    taken = border.take(name, value)
+    given = getattr(value, "dtype", taken.dtype)
+    if jnp.issubdtype(taken.dtype, jnp.floating) and "float64" in str(given):
+        if taken.dtype != jnp.float64:
+            warnings.warn(
+                f"{name}: float64 becomes {taken.dtype}, since 64-bit types are off. "
+                "jax.enable_x64 turns them on.",
+                stacklevel=2,
+            )
+    return taken
 
 
 def give_state(array: Any) -> Any:

@@ -18,7 +18,10 @@ from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array
 
 LINEN = targets.Target(
-    "Flax Linen", dict.fromkeys(flax.ACTIVATIONS, True), merges=paths.MERGES
+    "Flax Linen",
+    dict.fromkeys(targets.ACTIVATIONS, True),
+    one_activation=True,
+    merges=paths.MERGES,
 )
 
 
@@ -109,7 +112,6 @@ def to_linen(model: LSTM, params: Params, *, module: str = "RNN") -> Any:
         (7, 5)
     """
     options.check_choice("module", module, ("RNN", "cell"))
-    flax.check_activations(LINEN.name, model)
 
     def layer(_, directions):
         nested = flax.nest(module, list(map(flax.split, directions)))

@@ -20,7 +20,10 @@ from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, LSTMParams
 
 NNX = targets.Target(
-    "Flax NNX", dict.fromkeys(flax.ACTIVATIONS, True), merges=paths.MERGES
+    "Flax NNX",
+    dict.fromkeys(targets.ACTIVATIONS, True),
+    one_activation=True,
+    merges=paths.MERGES,
 )
 
 _FORGET = "if_"
@@ -140,7 +143,6 @@ def to_nnx(
         raise ImportError('to_nnx needs Flax: pip install "lstm_jax".') from error
     options.check_choice("module", module, ("RNN", "cell"))
     options.check_choice("cell", cell, nnx_modules.CELLS)
-    flax.check_activations(NNX.name, model)
 
     def state(tree):
         return nnx.State(jax.tree.map(nnx.Param, tree))

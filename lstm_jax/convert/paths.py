@@ -8,7 +8,6 @@ tuple ``(forward, backward)``, a stack is a list of layers, first to last.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -280,14 +279,8 @@ def take(name: str, value: Any) -> Array:
     """
     for inside in ("unbox", "get_value"):
         value = getattr(value, inside)() if hasattr(value, inside) else value
-    taken = border.take(name, value)
+    taken = records.take_weight(name, value)
     shapes.check_array(name, taken)
-    if getattr(value, "dtype", taken.dtype) != taken.dtype:
-        warnings.warn(
-            f"{name}: {value.dtype} becomes {taken.dtype}, since 64-bit types are off. "
-            "jax.enable_x64 turns them on.",
-            stacklevel=2,
-        )
     return taken
 
 

@@ -22,6 +22,7 @@ EVERYWHERE = (
 OPTIONS = tuple(
     field.name for field in dataclasses.fields(LSTM) if field.name not in EVERYWHERE
 )
+ACTIVATIONS = ("gate_activation", "candidate_activation", "output_activation")
 _OF_THE_STACK = ("residual", "skip")
 
 
@@ -35,6 +36,7 @@ class Target:
             with the tuple of values that it can say. Sizes, biases and what only
             training reads go without saying.
         each_size: whether layers may have different sizes.
+        one_activation: whether candidate and output have one and the same.
         merges: how it merges two directions; none if it has one direction alone.
         cells: the cells whose layers it has.
     """
@@ -43,6 +45,7 @@ class Target:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _: dataclasses.KW_ONLY
     each_size: bool = True
+    one_activation: bool = False
     merges: tuple[str, ...] = ("concat",)
     cells: tuple[type, ...] = (LSTMCell,)
 
@@ -91,6 +94,12 @@ def _check_cell(target: Target, index: int, cell: Any) -> None:
         if field.name in OPTIONS:
             value = getattr(inside, field.name)
             _check_option(target, index, field.name, value, field.default)
+    both = [getattr(inside, name, None) for name in ACTIVATIONS[1:]]
+    if target.one_activation and differs(*both):
+        raise ValueError(
+            "output_activation: expected that of the candidate, since "
+            f"{target.name} has one activation for both, got another in layer {index}."
+        )
 
 
 def _check_option(
@@ -153,7 +162,7 @@ def check_one_size(library: str, sizes: list[tuple[int, Any]]) -> None:
 
 def table(all_targets: tuple[Target, ...]) -> str:
     """Returns what each target can say, a row an option, as a table of Markdown."""
-    rows = [("", *(target.name for target in all_targets))]
+    rows: list[tuple[str, ...]] = [("", *(target.name for target in all_targets))]
     rows.append(("---",) * len(rows[0]))
     for option in OPTIONS:
         if option != "merge":

@@ -19,7 +19,6 @@ from lstm_jax.checks import border, options
 from lstm_jax.convert import layers as records
 from lstm_jax.convert import paths, targets
 from lstm_jax.convert import tf1_names as names
-from lstm_jax.descriptions.base import differs
 from lstm_jax.layers import LSTM, Params
 from lstm_jax.types import Array, LSTMParams
 
@@ -35,6 +34,7 @@ TF1 = targets.Target(
         ),
         True,
     ),
+    one_activation=True,
 )
 # Cells that have none of these, by their names.
 _PLAIN_CELLS = ("basic_lstm_cell", names.CUDNN_COMPATIBLE)
@@ -285,11 +285,6 @@ def _added(cell: str, forget_bias: float | None) -> float:
 def _check_sayable(index: int, one: Any, name: str) -> None:
     """Checks that cells of a name have all that one of ours has."""
     one = getattr(one, "cell", one)
-    if differs(one.candidate_activation, one.output_activation):
-        raise ValueError(
-            "output_activation: expected that of the candidate, since TensorFlow 1 has "
-            f"one activation for both, got another in layer {index}."
-        )
     for option in _ONLY_LSTM_CELL:
         if any(plain in name for plain in _PLAIN_CELLS) and getattr(one, option):
             raise ValueError(

@@ -7,6 +7,7 @@ is not, since an optimizer moves two biases twice as far as one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from lstm_jax.checks import border, slips
 from lstm_jax.convert import layers as records
 from lstm_jax.convert import stacked, targets
 from lstm_jax.convert import torch_names as names
+from lstm_jax.convert.files import safetensors
 from lstm_jax.layers import LSTM, Params, State
 from lstm_jax.types import Array, LSTMParams
 
@@ -24,7 +26,7 @@ PYTORCH = targets.Target("PyTorch", {"proj_size": True}, each_size=False)
 
 
 def from_torch(
-    state_dict: Mapping[str, Any], *, prefix: str = ""
+    state_dict: Mapping[str, Any] | str | os.PathLike[str], *, prefix: str = ""
 ) -> tuple[LSTM, Params]:
     """Takes over the weights of a ``torch.nn.LSTM`` or ``torch.nn.LSTMCell``.
 
@@ -40,7 +42,9 @@ def from_torch(
             layer. With weight drop (AWD-LSTM, ULMFiT) ``weight_hh_l0_raw`` is the
             weight, whether ``weight_hh_l0``, a dropped copy, is beside it or not. The
             two arrays that weight norm (in both its forms) and pruning keep for one
-            weight are multiplied out.
+            weight are multiplied out. The path of a ``.safetensors`` file of such
+            names will do, the aliases in its metadata included; a ``.pt`` file is read
+            with ``torch.load(path, weights_only=True)`` first.
         prefix: what the names begin with, such as ``"lstm."`` where the LSTM is the
             attribute ``lstm`` of a larger module. Other names are left alone. What
             wraps modules (``module.``, ``_orig_mod.``) need not be said.
@@ -58,15 +62,17 @@ def from_torch(
         >>> rng = np.random.default_rng(0)
         >>> shapes = dict(weight_ih_l0=(20, 3), weight_hh_l0=(20, 5),
         ...               bias_ih_l0=(20,), bias_hh_l0=(20,))
-        >>> weights = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+        >>> weights = {name: rng.normal(size=shape).astype("float32")
+        ...            for name, shape in shapes.items()}
         >>> model, params = lj.convert.from_torch(weights)
         >>> model.input_size, model.hidden_size, params[0].forward.kernel.shape
         (3, 5, (3, 20))
     """
-    sources = names.find(state_dict, prefix)
+    opened = safetensors.opened(state_dict)
+    sources = names.find(opened, prefix)
     ends = names.ends_of(sources)
     names.check(sources, ends, prefix)
-    arrays = {name: source.read(state_dict) for name, source in sources.items()}
+    arrays = {name: source.read(opened) for name, source in sources.items()}
 
     def name_of(index, direction, field):
         return sources[names.KINDS[field] + ends[index][direction]].key

@@ -7,7 +7,6 @@ keeps the weight beside the dropped copy. All of these come back as plain weight
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from lstm_jax.checks import arrays as shapes
-from lstm_jax.checks import border
+from lstm_jax.convert import layers as records
 from lstm_jax.types import Array
 
 SUFFIXES = ("", "_reverse")
@@ -85,9 +84,8 @@ class Source(NamedTuple):
 
 def read(name: str, value: Any) -> Array:
     """A tensor of any device, NumPy or JAX array as a JAX array."""
-    return border.take(
-        name, value.detach().cpu() if hasattr(value, "detach") else value
-    )
+    on_the_cpu = value.detach().cpu() if hasattr(value, "detach") else value
+    return records.take_weight(name, on_the_cpu)
 
 
 def _normalised(keys: tuple[str, ...], v: Array, g: Array) -> Array:
@@ -124,7 +122,9 @@ def find(state_dict: Any, prefix: str) -> dict[str, Source]:
             sources[f"{kind}_l0"] = sources.pop(kind)
     if "weight_ih_l0" not in sources:
         hint = _elsewhere(state_dict) or _other_form(names)
-        hint = hint or _names_there(state_dict, prefix)
+        if not hint:
+            of_an_lstm = any(re.match(r"(weight|bias)_(ih|hh)", name) for name in names)
+            hint = _SHARED if of_an_lstm else _names_there(state_dict, prefix)
         raise ValueError(f"state_dict: {prefix}weight_ih_l0 is missing. {hint}")
     return sources
 
@@ -212,14 +212,16 @@ def _check_mapping(state_dict: Any) -> None:
     hint = ""
     if hasattr(state_dict, "state_dict"):
         hint = "Pass module.state_dict()."
-    elif isinstance(state_dict, (str, os.PathLike)):
-        hint = "Read the file first: torch.load(path, weights_only=True)."
     raise TypeError(
         "state_dict: expected a dict of arrays by name, got "
         f"{type(state_dict).__name__}. {hint}".rstrip()
     )
 
 
+_SHARED = (
+    "Files lose weights that share memory, as a GPU's do: save "
+    "{name: value.clone() for name, value in module.state_dict().items()}."
+)
 _FIRST = re.compile(
     r"(|.*?\.)(?:parametrizations\.)?weight_ih(?:_l0)?"
     r"(?:_v|_g|_orig|_mask|_raw|\.original[01])?"
@@ -231,7 +233,9 @@ def _elsewhere(state_dict: Mapping[str, Any]) -> str:
     found = {m[1] for m in map(_FIRST.fullmatch, map(str, state_dict)) if m}
     if found:
         return f"It is there with prefix={' or '.join(map(repr, sorted(found)))}."
-    for name, value in state_dict.items():
+    # A file's arrays, which are no dict's, are not read for the sake of an error.
+    inside = state_dict if isinstance(state_dict, dict) else {}
+    for name, value in inside.items():
         if isinstance(value, Mapping) and any(
             _FIRST.fullmatch(str(inner)) for inner in value
         ):
@@ -280,10 +284,7 @@ def check(sources: Mapping[str, Source], ends: list[list[str]], prefix: str) -> 
     if missing := [prefix + name for name in known if name not in sources]:
         hint = other_form
         if not hint and any("weight_" in name for name in missing):
-            hint = (
-                "Files lose weights that share memory, as a GPU's do: save "
-                "{name: value.clone() for name, value in module.state_dict().items()}."
-            )
+            hint = _SHARED
         verb = "is" if len(missing) == 1 else "are"
         raise ValueError(
             f"state_dict: {', '.join(missing)} {verb} missing. {hint}".rstrip()

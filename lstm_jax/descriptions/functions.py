@@ -27,6 +27,7 @@ _MODULES = (
     "jax.scipy.special",
     "jax.nn.initializers",
     "jax.random",
+    "lstm_jax.activations",
     "lstm_jax.initializers",
 )
 # Others that compute the same.

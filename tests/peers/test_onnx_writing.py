@@ -1,6 +1,7 @@
 """Files of ``to_onnx``, run by onnxruntime and checked by ONNX's own checker."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import onnxruntime
 import pytest
 
 import lstm_jax as lj
-from lstm_jax.convert.onnx import activations, to_onnx, writing
+from lstm_jax.convert.onnx import activations, from_onnx, to_onnx, writing
 from tests.common import assert_close, normal, random_params
 
 I, H = 3, 4
@@ -407,3 +408,12 @@ def test_more_than_two_gigabytes_is_refused(monkeypatch):
 def test_foreign_params_are_refused():
     with pytest.raises(ValueError, match="params"):
         to_onnx(MODELS["one"], params_of(MODELS["three"]))
+
+
+def test_without_onnx_both_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    wanted = r'needs onnx: pip install "lstm_jax\[onnx\]"'
+    with pytest.raises(ImportError, match=f"to_onnx {wanted}"):
+        to_onnx(MODELS["one"], params_of(MODELS["one"]))
+    with pytest.raises(ImportError, match=f"from_onnx {wanted}"):
+        from_onnx(b"")

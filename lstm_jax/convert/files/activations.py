@@ -8,24 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax import activations
 from lstm_jax.cells.variants import identity
 from lstm_jax.types import Array
-
-
-def hard_sigmoid(x: Array) -> Array:
-    """That of Keras 1 and 2, ``clip(0.2 x + 0.5, 0, 1)``."""
-    return jnp.clip(0.2 * x + 0.5, 0, 1)
-
-
-def gelu(x: Array) -> Array:
-    """Keras's, which is not the approximation."""
-    return jax.nn.gelu(x, approximate=False)
-
 
 _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "elu": jax.nn.elu,
     "exponential": jnp.exp,
-    "gelu": gelu,
+    "gelu": activations.gelu,
     "linear": identity,
     "mish": jax.nn.mish,
     "relu": jax.nn.relu,
@@ -74,10 +64,10 @@ def as_function(argument: str, value: Any, keras_version: str | None = None) -> 
             raise ValueError(
                 f"{argument}: 'hard_sigmoid' is 0.2 x + 0.5 in Keras 1 and 2, and "
                 "x / 6 + 0.5 in Keras 3. Pass the function: jax.nn.hard_sigmoid is "
-                "Keras 3's, lambda x: jnp.clip(0.2 * x + 0.5, 0, 1) the other."
+                "Keras 3's, lstm_jax.activations.hard_sigmoid the other."
             )
         later = int(keras_version.split(".")[0]) >= 3
-        return jax.nn.hard_sigmoid if later else hard_sigmoid
+        return jax.nn.hard_sigmoid if later else activations.hard_sigmoid
     if value not in _FUNCTIONS:
         raise ValueError(
             f"{argument}: expected one of {', '.join(map(repr, _FUNCTIONS))}, "

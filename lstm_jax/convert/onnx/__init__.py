@@ -15,8 +15,8 @@ the LSTMs of any file. Where those who run such files differ:
 - *Attributes.* Some runtimes ignore ``activations``, ``clip`` and ``input_forget``, and
   ONNX's own reference evaluator did so as late as version 1.23, and lengths too. A file
   of a standard cell has none of the three.
-- *Nothing at all.* onnxruntime 1.32 ends the process where the batch or the sequence
-  has a size of 0.
+- *Nothing at all.* onnxruntime 1.32 ends the process where a batch has no rows. Where
+  it has no steps, the last states are initial ones with ``lengths=True`` alone.
 """
 
 from lstm_jax.convert.onnx.reading import from_onnx as from_onnx

@@ -1,7 +1,7 @@
 """The activations of ONNX's recurrent operators, and JAX's functions for them.
 
-ONNX names eleven. Those that take an alpha or a beta, and are not JAX's own, are here;
-``functools.partial`` gives them their numbers.
+ONNX names eleven. ``functools.partial`` gives those that take an alpha or a beta their
+numbers.
 """
 
 from __future__ import annotations
@@ -17,59 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax import activations
 from lstm_jax.cells import variants
 from lstm_jax.descriptions.functions import canonical, describe
-from lstm_jax.types import Array
 
 Function = Callable[..., Any]
-
-
-def affine(x: Array, alpha: float, beta: float) -> Array:
-    """Returns ``alpha * x + beta``.
-
-    Example:
-        >>> from lstm_jax.convert.onnx import activations
-        >>> activations.affine(3.0, 2.0, 1.0)
-        7.0
-    """
-    return alpha * x + beta
-
-
-def thresholded_relu(x: Array, alpha: float) -> Array:
-    """Returns ``x`` where it is above ``alpha``, else 0.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from lstm_jax.convert.onnx import activations
-        >>> activations.thresholded_relu(jnp.array([0.5, 1.5]), 1.0).tolist()
-        [0.0, 1.5]
-    """
-    return jnp.where(x > alpha, x, jnp.zeros_like(x))
-
-
-def scaled_tanh(x: Array, alpha: float, beta: float) -> Array:
-    """Returns ``alpha * tanh(beta * x)``.
-
-    Example:
-        >>> from lstm_jax.convert.onnx import activations
-        >>> round(float(activations.scaled_tanh(0.5, 1.7159, 2 / 3)), 4)
-        0.5517
-    """
-    return alpha * jnp.tanh(beta * x)
-
-
-def hard_sigmoid(x: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
-    """Returns ``clip(alpha * x + beta, 0, 1)``.
-
-    With its defaults it is the hard sigmoid of ONNX, of Keras 1 and 2 and of TensorFlow
-    1; ``jax.nn.hard_sigmoid``, and Keras 3's, have an alpha of 1/6.
-
-    Example:
-        >>> from lstm_jax.convert.onnx import activations
-        >>> round(float(activations.hard_sigmoid(1.0)), 4)
-        0.7
-    """
-    return jnp.clip(alpha * x + beta, 0, 1)
 
 
 class Activation(NamedTuple):
@@ -89,14 +41,14 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    "Affine": _Kind(affine, ("alpha", "beta")),
+    "Affine": _Kind(activations.affine, ("alpha", "beta")),
     "Relu": _Kind(jax.nn.relu),
     "LeakyRelu": _Kind(jax.nn.leaky_relu, ("negative_slope",), (0.01,)),
-    "ThresholdedRelu": _Kind(thresholded_relu, ("alpha",)),
+    "ThresholdedRelu": _Kind(activations.thresholded_relu, ("alpha",)),
     "Tanh": _Kind(jnp.tanh),
-    "ScaledTanh": _Kind(scaled_tanh, ("alpha", "beta")),
+    "ScaledTanh": _Kind(activations.scaled_tanh, ("alpha", "beta")),
     "Sigmoid": _Kind(jax.nn.sigmoid),
-    "HardSigmoid": _Kind(hard_sigmoid, ("alpha", "beta"), (0.2, 0.5)),
+    "HardSigmoid": _Kind(activations.hard_sigmoid, ("alpha", "beta"), (0.2, 0.5)),
     "Elu": _Kind(jax.nn.elu, ("alpha",), (1.0,)),
     "Softsign": _Kind(jax.nn.soft_sign),
     "Softplus": _Kind(jax.nn.softplus),

@@ -122,7 +122,7 @@ def to_onnx(
     features = model.output_size if kernel is None else kernel.shape[1]
     _draw_output(drawing, ys, features, step, time_major)
     layers.draw_states()
-    return drawing.finish("step" if step else "sequence", f"Written of {model!r}")
+    return drawing.finish("step" if step else "sequence", f"What {model!r} computes.")
 
 
 def _check_options(

@@ -21,7 +21,7 @@ from jax import lax
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.numerics import zero_where_not
-from lstm_jax.recurrence.newton import affine
+from lstm_jax.recurrence.newton import maps
 from lstm_jax.recurrence.steps import batch_axis_first, enter, hold
 from lstm_jax.types import Array, PyTree
 
@@ -143,10 +143,10 @@ def solve(problem: Problem, steps: Steps) -> tuple[Array, Array, Array]:
     def improve(states):
         after, blocks = linearise(states)
         left = after - states
-        correct = functools.partial(affine.solve, blocks)
+        correct = functools.partial(maps.solve, blocks)
         if options.damped:
             damping = options.damping * _share(left)
-            correct = functools.partial(affine.solve_damped, blocks, damping=damping)
+            correct = functools.partial(maps.solve_damped, blocks, damping=damping)
         states, change = _correct(states, left, correct)
         return states, relative(change, states)
 
@@ -286,7 +286,7 @@ def _linear_solvers(
             return functools.partial(_refine, solve=solve, options=problem.options)
         return lambda matvec, offsets: solve(offsets)
 
-    return solver(affine.solve), solver(affine.solve_transposed)
+    return solver(maps.solve), solver(maps.solve_transposed)
 
 
 def _refine(
