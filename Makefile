@@ -9,7 +9,7 @@ CASES ?= 200
 # elsewhere they are not.
 export LSTM_JAX_WERROR := 1
 
-.PHONY: train examples test test-all chaos peers bench docs wheel sanitize lint clean
+.PHONY: train examples test test-all chaos peers bench docs wheel wheels sanitize lint clean
 
 # Goes on where it was stopped, if it was.
 train: $(VENV)/package.stamp $(VENV)/examples.stamp
@@ -68,6 +68,11 @@ docs: $(VENV)/package.stamp $(VENV)/docs.stamp
 
 wheel: | $(BIN)/python
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
+# What is published, in dist/: an sdist, wheels for two machines and one for all others;
+# each is tried in an empty environment, where it can run here.
+wheels: $(VENV)/package.stamp $(VENV)/wheels.stamp
+	$(BIN)/python tests/wheels.py dist
 
 # The kernels without JAX, on random shapes, under the sanitizers. What the processor
 # lacks is passed over.

@@ -4,6 +4,8 @@ Without one, or if it fails, the package is built all the same, without the kern
 LSTM_JAX_NATIVE=0 leaves them out, LSTM_JAX_NATIVE=1 makes a failure an error.
 LSTM_JAX_WERROR=1, which the Makefile sets, makes errors of warnings and of a failing
 compiler; whoever installs the package may have a newer one, with other warnings.
+LSTM_JAX_PLATFORM, such as manylinux_2_28_aarch64, names what a wheel is for where CXX
+compiles for another platform than this one.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ def _instruction_sets(
     folder: pathlib.Path, compiler: list[str]
 ) -> list[InstructionSet]:
     """Those of this machine's kind that the compiler knows."""
-    machine = MACHINES.get(platform.machine(), platform.machine())
+    machine = _machine()
     text = (folder / "isas.def").read_text()
     sets = [one for one in read_instruction_sets(text) if one.machine == machine]
     if not sets or sys.platform not in ("linux", "darwin"):
@@ -138,6 +140,12 @@ def _instruction_sets(
         return not subprocess.run(command, capture_output=True).returncode
 
     return [one for one in sets if not one.flags or known(one.flags)]
+
+
+def _machine() -> str:
+    """What the kernels are for: this machine's kind, or that of the platform named."""
+    named = re.search(r"x86_64|aarch64|$", os.environ.get("LSTM_JAX_PLATFORM", ""))
+    return named[0] or MACHINES.get(platform.machine(), platform.machine())
 
 
 def read_instruction_sets(text: str) -> list[InstructionSet]:
@@ -212,8 +220,9 @@ class KernelsBuildHook(BuildHookInterface):
             )
             return
         build_data["pure_python"] = False
-        tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{tag}"
+        here = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        named = os.environ.get("LSTM_JAX_PLATFORM")
+        build_data["tag"] = f"py3-none-{named or here}"
         build_data["artifacts"].append(str(FOLDER / LIBRARY))
 
 
