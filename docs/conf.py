@@ -17,7 +17,12 @@ extensions = [
 # Links between pages are those of GitHub: a file, and the words of a heading.
 myst_heading_anchors = 4
 
-autodoc_default_options = {"members": True, "imported-members": True}
+autodoc_default_options = {
+    "members": True,
+    "imported-members": True,
+    # What is inherited belongs to a class, but not from these and those above them.
+    "inherited-members": "tuple, BaseException, Module, object",
+}
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
@@ -38,7 +43,7 @@ def _skip_fields(app, what, name, value, skip, options):
     """Leaves out fields, which the docstring of their class describes."""
     if what != "class" or isinstance(value, _METHODS):
         return None
-    method = inspect.isfunction(value) and "." in value.__qualname__
+    method = inspect.isroutine(value) and "." in getattr(value, "__qualname__", "")
     return None if method else True
 
 

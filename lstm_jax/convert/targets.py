@@ -177,6 +177,6 @@ def table(all_targets: tuple[Target, ...]) -> str:
 
 
 def _said(values: Any) -> str:
-    if isinstance(values, tuple) and values:
+    if isinstance(values, tuple) and values not in ((), (True,)):
         return ", ".join(f"`{getattr(one, '__name__', one)}`" for one in values)
-    return "yes" if values is True else "–"
+    return "yes" if values else "–"
