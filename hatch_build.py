@@ -78,7 +78,9 @@ def compile_library(folder: pathlib.Path, to: pathlib.Path) -> None:
         NotCompiled: if there is no compiler, or it fails.
     """
     main = (folder / "ffi.cc", ("-isystem", _headers()))
-    _build(folder, [main], to, FLAGS, ("-shared",))
+    # What is published has no symbols for debuggers, which are ten times as large.
+    stripped = ("-s",) if os.environ.get("LSTM_JAX_PLATFORM") else ()
+    _build(folder, [main], to, FLAGS, ("-shared", *stripped))
 
 
 def _build(

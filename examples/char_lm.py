@@ -106,7 +106,7 @@ def train(config):
     warmup, last = min(config.warmup, steps - 1), rate / 100
     tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps, last))
     key, rows = jax.random.key(config.seed), (config.batch_size,)
-    model.write(model.init(key), prompt, 1, config)  # An error now, not in the middle.
+    model.write(model.init(key), prompt, min(config.length, 1), config)  # Errors now.
     characters = model.vocabulary.symbols
     settings = {k: str(v) for k, v in vars(config).items() if k not in MAY_CHANGE}
     result = training.fit(
@@ -118,9 +118,7 @@ def train(config):
         evaluate_every=config.sample_every,
         clip_norm=config.clip,
         settings=settings | {"characters": characters},
-        derived={
-            "valid_perplexity": lambda row: training.perplexity(row["valid_loss"])
-        },
+        derived={"valid_perplexity": lambda r: training.perplexity(r["valid_loss"])},
         flops_per_token=model,
         hooks=[sample],
         **{name: getattr(config, name) for name in PASSED_ON},
@@ -143,6 +141,7 @@ def sample(config):
 
 if __name__ == "__main__":
     config = tyro.cli(Config, description=__doc__)
+    sys.stdout.reconfigure(errors="replace")  # pyright: ignore
     try:
         sys.exit(train(config) if config.sample is None else sample(config))
     except (ValueError, OSError) as error:

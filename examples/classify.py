@@ -49,8 +49,7 @@ class Model(NamedTuple):
 
     def init(self, key):
         keys = jax.random.split(key)
-        outputs = jnp.zeros((1, self.lstm.output_size))
-        readout = self.readout.init(keys[1], outputs)
+        readout = self.readout.init(keys[1], jnp.zeros(self.lstm.output_size))
         return {"lstm": self.lstm.init(keys[0]), "readout": readout}
 
     def logits(self, params, batch, key=None) -> Any:
@@ -70,13 +69,16 @@ class Model(NamedTuple):
 def read(path):
     """The series of a .ts file, ``[T_n, F]`` each with its own T, and their labels."""
     series, labels = [], []
-    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+    text = path.read_text("utf-8-sig", "surrogateescape")  # No two labels become one.
+    for number, line in enumerate(text.splitlines(), 1):
         *channels, label = line.strip().split(":")
         if not line.strip() or line.lstrip()[0] in "#@":
             continue
         try:
-            columns = [np.array(c.split(","), np.float32) for c in channels]
-            series.append(np.stack(columns, 1))
+            one = np.stack([np.array(c.split(","), np.float32) for c in channels], 1)
+            series.append(one)
+            if not np.isfinite(one).all():
+                raise ValueError("expected finite numbers, got NaN or infinity.")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         labels.append(label.strip())
@@ -130,9 +132,7 @@ def train(config):
         model.init(key),
         batches(series, labels, buckets=4, seed=config.seed),
         key=key,
-        steps=config.steps,
-        out=config.out,
-        resume=config.resume,
+        **{name: getattr(config, name) for name in MAY_CHANGE - {"data"}},
         clip_norm=1.0,
         settings={k: str(v) for k, v in vars(config).items() if k not in MAY_CHANGE},
     )

@@ -104,24 +104,26 @@ def chrono(longest, key, shape, dtype):
 
 
 def task(config):
-    """The model, its loss, and what makes a batch."""
+    """The model, its loss, what makes a batch, and the rate of learning."""
+    if config.length < 2 or config.count < 1 or config.delay < 1:
+        raise ValueError("expected at least --length 2, --count 1 and --delay 1.")
     if config.task == "adding":
         bias = functools.partial(chrono, config.length - 1)
         lstm = lj.LSTM(2, config.hidden_size, bias_init=bias, forget_bias=0.0)
         model = Model(lstm, nn.Dense(1))
-        return model, model.adding_loss, adding
+        return model, model.adding_loss, adding, 4e-3
     model = Model(lj.LSTM(MARKER + 1, config.hidden_size), nn.Dense(SYMBOLS))
-    return model, model.copy_loss, copy
+    return model, model.copy_loss, copy, 1e-2
 
 
 def train(config):
-    model, loss, make = task(config)
+    model, loss, make, rate = task(config)
 
     def batches(epoch, test=False):
         rng = np.random.default_rng((int(test), config.seed, epoch))
         return (make(rng, config, epoch, test) for _ in range(100))
 
-    rate = config.learning_rate or (4e-3 if config.task == "adding" else 1e-2)
+    rate = rate if config.learning_rate is None else config.learning_rate
     warmup = min(50, config.steps - 1)
     out = config.out or pathlib.Path("out") / config.task
     result = training.fit(
@@ -129,14 +131,12 @@ def train(config):
         optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warmup, config.steps)),
         model.init(jax.random.key(config.seed)),
         batches,
-        steps=config.steps,
         out=out,
-        resume=config.resume,
+        **{name: getattr(config, name) for name in ("steps", "resume")},
         clip_norm=1.0,
         settings={k: str(v) for k, v in vars(config).items() if k not in MAY_CHANGE},
     )
-    test = functools.partial(batches, test=True)
-    figures = training.evaluate(loss, result.state.params, test)
+    figures = training.evaluate(loss, result.state.params, lambda n: batches(n, True))
     print(", ".join(f"test {name} {figure:.5f}" for name, figure in figures.items()))
     training.save_weights(out / "weights.safetensors", result.state.params)
     return result.exit_status

@@ -168,6 +168,68 @@ def test_the_search_ends_where_nothing_can_be_better():
     assert found.lengths.tolist() == [[1]] and len(seen) < 20
 
 
+def table(logits):
+    """A step whose logits depend on the last token alone."""
+    return lambda params, state, tokens: (state, jnp.asarray(logits)[tokens])
+
+
+def test_a_row_with_a_nan_says_so_and_the_others_are_as_alone():
+    logits = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
+    logits[4] = np.nan
+    logits[:4, 4] = -np.inf  # Only the prompt leads there.
+    given = {"width": 3, "n_best": 3, "stop": 0, "fill": 9}
+    run = lambda prompts: decoding.beam_search(
+        table(logits), None, (), prompts, 4, **given
+    )
+    found, alone = run([[1], [4], [2]]), run([[1], [2]])
+    for one, other in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(one[np.array([0, 2])], other)
+    assert np.isnan(found.scores[1]).all() and np.isnan(found.log_probs[1]).all()
+    assert not found.finished[1].any() and not found.lengths[1].any()
+    assert (found.tokens[1] == 9).all()
+    logits[1, 2] = np.nan  # Seen on the way.
+    assert np.isnan(run([[3]]).scores).all() or 1 not in run([[3]]).tokens
+
+
+def test_where_no_class_is_possible_nothing_goes_on():
+    """1 leads nowhere; 2 is the likelier beginning, and leads to 1 or the end."""
+    never = -np.inf
+    logits = np.array([[never] * 3, [never] * 3, [-5.0, -0.5, never]], np.float32)
+    found = decoding.beam_search(
+        table(logits), None, (), [[2]], 3, width=3, stop=0, n_best=3
+    )
+    assert found.lengths.tolist() == [[1, 0, 0]] and found.tokens[0, 0, 0] == 0
+    logs = logits[2, :2] - np.log(np.exp(logits[2, :2]).sum())
+    assert float(found.scores[0, 0]) == pytest.approx(logs[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [-30.0, 30.0])
+def test_a_large_penalty_is_exact_or_refused(penalty):
+    """A power that float32 does not hold would make all scores alike."""
+    found = search(n_best=300, length_penalty=penalty)
+    for row, truth in enumerate(TRUTH):
+        score = lambda tokens, all=truth: all[tokens] / len(tokens) ** penalty
+        tokens, _ = next(listed(found, row))
+        assert tokens == max(truth, key=score)
+    with pytest.raises(ValueError, match="length_penalty: expected from -43.3 to 43.3"):
+        search(length_penalty=2 * penalty)
+
+
+@pytest.mark.parametrize(
+    "shape, words", [((3, 2, V), "B = 3"), ((V,), "B = 3"), ((3, V), "6 rows")]
+)
+def test_logits_have_a_row_for_each_beginning(shape, words):
+    step = lambda params, state, tokens: (state, jnp.zeros(shape))
+    with pytest.raises(ValueError, match=f"step: expected logits .* {words}"):
+        decoding.beam_search(step, None, (), PROMPTS, 3, width=2)
+
+
+@pytest.mark.parametrize("stop", [-1, V, 99, [0, V], [-1]])
+def test_a_stop_token_is_in_the_vocabulary(stop):
+    with pytest.raises(ValueError, match="stop: expected tokens"):
+        search(stop=stop)
+
+
 def test_what_does_not_fit_is_told():
     with pytest.raises(ValueError, match="n_best: expected at most width, 2, got 3"):
         search(width=2, n_best=3)
@@ -177,3 +239,5 @@ def test_what_does_not_fit_is_told():
         search(length_penalty=float("nan"))
     with pytest.raises(TypeError, match="stop: expected a token or several"):
         search(stop=0.5)
+    with pytest.raises(TypeError, match="fill: expected an integer, got 1.5"):
+        search(fill=1.5)

@@ -153,3 +153,56 @@ def test_what_does_not_fit_is_told():
         training.ctc_loss(LOGITS, LABELS.astype(np.float32))
     with pytest.raises(ValueError, match="lengths"):
         training.ctc_loss(LOGITS, LABELS, lengths=LENGTHS + 9)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("blank", [0, 2])
+def test_a_row_without_a_way_around_classes_at_never_weighs_nothing(jitted, blank):
+    """Against all alignments, with a third of the classes at -inf."""
+    rng = np.random.default_rng(blank)
+    rows, steps, classes = 60, 5, 4
+    logits = rng.normal(size=(rows, steps, classes)).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.35] = -np.inf
+    labels = (rng.integers(1, classes, (rows, N)) + blank) % classes
+    sizes = {
+        "lengths": rng.integers(0, steps + 1, rows),
+        "label_lengths": rng.integers(0, N + 1, rows),
+    }
+    expected = []
+    for row, frames, number in zip(logits, *sizes.values(), strict=True):
+        row, nowhere = row[:frames].copy(), np.isinf(row[:frames]).all(-1)
+        row[nowhere] = 0  # None is possible there: neither has the row a way.
+        truth = labels[len(expected), :number]
+        with np.errstate(divide="ignore"):
+            expected.append(np.inf if nowhere.any() else by_hand(row, truth, blank))
+    expected = np.array(expected)
+    fits = np.isfinite(expected)
+    assert 10 < fits.sum() < 50
+
+    def loss(logits):
+        given = {**sizes, "blank": blank, "weighted": True}
+        return training.ctc_loss(logits, labels, **given)
+
+    found = (jax.jit(loss) if jitted else loss)(logits)
+    frames = sizes["lengths"] > 0
+    assert int(found.weight) == (fits & frames).sum()
+    assert float(found.total) == pytest.approx(expected[fits].sum(), rel=1e-5)
+    slope = jax.grad(lambda x: loss(x).total)(jnp.asarray(logits))
+    assert np.isfinite(slope).all() and not slope[~fits].any()
+    assert slope[fits & frames].any()
+    alignable = training.ctc_alignable(labels, **sizes, logits=logits, blank=blank)
+    np.testing.assert_array_equal(alignable, fits)
+
+
+@pytest.mark.parametrize("blank", [True, 1.0, "1"])
+def test_a_blank_that_is_no_class(blank):
+    for call in (training.ctc_loss, training.ctc_alignable):
+        logits = {"logits": LOGITS, "lengths": LENGTHS}
+        with pytest.raises(TypeError, match="blank: expected an integer"):
+            call(labels=LABELS, blank=blank, **logits)
+    labels, given = np.where(LABELS == 1, 2, LABELS), {"label_lengths": LABEL_LENGTHS}
+    one, two = (
+        training.ctc_loss(LOGITS, labels, blank=blank, **given)
+        for blank in (1, jnp.int32(1))
+    )
+    assert float(one) == float(two)

@@ -114,6 +114,15 @@ def test_decoding_runs_in_jit_in_half_precision_and_without_frames_or_rows():
         assert function(logits[:0]).tokens.shape[0] == 0
 
 
+def test_a_blank_may_be_a_number_of_jax():
+    logits = frames(0, 2, 3, 4)
+    search = lambda blank: decoding.ctc_beam_search(logits, width=2, blank=blank)
+    greedy = lambda blank: decoding.ctc_greedy(logits, blank=blank)
+    for function in (search, greedy):
+        for one, two in zip(function(1), function(jnp.int32(1)), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
 @pytest.mark.parametrize(
     "call, error, words",
     [
@@ -123,6 +132,16 @@ def test_decoding_runs_in_jit_in_half_precision_and_without_frames_or_rows():
             lambda: decoding.ctc_greedy(frames(0, 2, 3, 4), blank=4),
             ValueError,
             "blank: expected a class from 0 to 3, got 4.",
+        ),
+        (
+            lambda: decoding.ctc_greedy(frames(0, 2, 3, 4), blank=True),
+            TypeError,
+            "blank: expected an integer, got True",
+        ),
+        (
+            lambda: decoding.ctc_beam_search(frames(0, 2, 3, 4), width=2, blank=1.0),
+            TypeError,
+            "blank: expected an integer, got 1.0",
         ),
         (
             lambda: decoding.ctc_greedy(frames(0, 2, 3, 4), lengths=[3, 4]),

@@ -9,6 +9,7 @@ import pytest
 
 import lstm_jax as lj
 from lstm_jax import decoding
+from lstm_jax.decoding import sampling
 
 V, H = 7, 6
 MODEL = lj.LSTM(V, H, num_layers=2)
@@ -184,6 +185,98 @@ def test_draws_follow_the_probabilities(dtype, temperature):
     assert 0.8 < counts[rare].sum() / expected[rare].sum() < 1.2
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}])
+def test_a_row_is_as_it_is_alone_with_any_kind_of_keys(implementation, options):
+    """rbg draws other numbers for a row of several keys under vmap."""
+    keys = jax.random.split(jax.random.key(3, impl=implementation), 3)
+    together = generate(key=keys, temperature=1.3, **options)
+    logits = jax.random.normal(KEY, (3, 2, 50))
+    both = jax.random.split(keys[0], (3, 2))
+    drawn = decoding.sample(logits, both, **options)
+    for b, prompt in enumerate(PROMPTS):
+        alone = generate([prompt], key=keys[b : b + 1], temperature=1.3, **options)
+        assert alone.tokens[0].tolist() == together.tokens[b].tolist()
+        for n in range(2):
+            one = decoding.sample(logits[b, n], both[b, n], **options)
+            assert int(one) == int(drawn[b, n])
+
+
+def test_a_temperature_may_be_an_array_and_logits_be_large():
+    logits = jax.random.normal(KEY, (50, V))
+    for temperature in (jnp.float32(0.7), jnp.int32(2)):
+        one, two = (
+            decoding.sample(logits, KEY, temperature=t)
+            for t in (temperature, temperature.item())
+        )
+        assert one.tolist() == two.tolist()
+    cold = decoding.sample(logits, temperature=jnp.float32(0))
+    assert cold.tolist() == logits.argmax(-1).tolist()
+    large = jnp.array([2e38, 2.0000002e38, -3e38, -jnp.inf])
+    for temperature in (0.5, 1e-30):
+        tokens = decoding.sample(
+            jnp.broadcast_to(large, (50, 4)), KEY, temperature=temperature
+        )
+        assert set(tokens.tolist()) == {1}
+    # What overflows is counted from the largest; the others are as they were.
+    equal = jnp.full((200, 3), 3e38).at[:, 2].set(0.0)
+    tokens = decoding.sample(equal, jax.random.split(KEY, 200), temperature=0.5)
+    assert set(tokens.tolist()) == {0, 1}
+
+
+def test_a_top_p_of_1_leaves_nothing_out():
+    """The sum of so many probabilities comes to 1 before the last."""
+    logits = jnp.zeros(200_000).at[:1000].set(8.0)
+    every, one = (sampling._kept(logits, None, p) for p in (None, 1.0))
+    assert (every == one).all()
+
+
+def one_step(logits):
+    return lambda params, state, tokens: (state, logits)
+
+
+@pytest.mark.parametrize(
+    "logits, words",
+    [
+        (jnp.zeros((3, 1, V)), r"logits \[B, V\] with B = 3, .* got \[3, 1, 7\]"),
+        (jnp.zeros(V), r"got \[7\]"),
+        (jnp.zeros((1, V)), r"got \[1, 7\]"),
+        (jnp.zeros((3, 0)), r"got \[3, 0\]"),
+    ],
+)
+def test_logits_have_a_row_for_each_prompt(logits, words):
+    with pytest.raises(ValueError, match=f"step: expected .*{words}"):
+        decoding.generate(one_step(logits), None, (), PROMPTS, 3, temperature=0.0)
+
+
+def test_a_step_returns_two_things():
+    with pytest.raises(TypeError, match=r"step: expected it to return \(state, log"):
+        decoding.generate(
+            lambda params, state, tokens: jnp.zeros((3, V)),
+            *(None, (), PROMPTS, 3),
+            temperature=0.0,
+        )
+
+
+def test_prompts_of_unlike_dtypes_are_one_batch():
+    mixed = [np.array(PROMPTS[0], np.int8), PROMPTS[1], jnp.array(PROMPTS[2])]
+    one, two = (generate(prompts, key=KEY) for prompts in (mixed, PROMPTS))
+    assert one.tokens.tolist() == two.tokens.tolist()
+
+
+def test_decoding_goes_over_a_batch_of_starts():
+    """Under vmap over states and keys as one after the other."""
+    states = jax.random.normal(KEY, (2, 1, H))
+    layer = lambda h: jax.tree.map(lambda leaf: leaf * 0 + h, MODEL.zero_state((1,)))
+    run = lambda h, key: (
+        decoding.generate(step, PARAMS, layer(h), [[1, 2]], 5, key=key, stop=3).tokens
+    )
+    keys = jax.random.split(KEY, 2)
+    both = jax.vmap(run)(states, keys)
+    for n in range(2):
+        assert run(states[n], keys[n]).tolist() == both[n].tolist()
+
+
 @pytest.mark.parametrize(
     "call, error, words",
     [
@@ -216,6 +309,38 @@ def test_draws_follow_the_probabilities(dtype, temperature):
             "one for each of 3 rows",
         ),
         (lambda: decoding.sample(jnp.arange(3), KEY), TypeError, "logits: .* floating"),
+        (lambda: decoding.sample(jnp.float32(3), KEY), ValueError, r"logits: .* \[\]"),
+        (lambda: decoding.sample(jnp.zeros((2, 0)), KEY), ValueError, r"got \[2, 0\]"),
+        (lambda: generate(key=KEY, stop=-1), ValueError, "stop: expected .* got -1"),
+        (lambda: generate(key=KEY, stop=[0, V]), ValueError, "below 7, .* got 7"),
+        (lambda: generate(key=KEY, stop=2**40), ValueError, "stop: expected .* got"),
+        (lambda: generate(key=KEY, fill=1.5), TypeError, "fill: .* got 1.5"),
+        (lambda: generate(key=KEY, fill=2**40), ValueError, "fill: expected from -"),
+        (
+            lambda: generate([np.array([2**32 + 1])], key=KEY),
+            ValueError,
+            r"prompts\[0\]: expected tokens .* got 4294967297",
+        ),
+        (
+            lambda: generate(jnp.array([[1, -1]]), key=KEY),
+            ValueError,
+            "prompts: expected tokens .* got -1",
+        ),
+        (
+            lambda: generate(key=KEY, temperature=jnp.float32(-1)),
+            ValueError,
+            "temperature: expected at least 0",
+        ),
+        (
+            lambda: generate(key=KEY, temperature=jnp.float32(jnp.nan)),
+            ValueError,
+            "temperature: expected a finite number",
+        ),
+        (
+            lambda: generate(key=KEY, temperature=jnp.ones((3, 1))),
+            TypeError,
+            r"temperature: .* for all rows, got an array of float32 \[3, 1\]",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(call, error, words):

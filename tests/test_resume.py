@@ -227,6 +227,20 @@ def test_what_a_resume_must_not_change(tmp_path):
     leaves_equal(result.state, runs.run(steps=12).state)
 
 
+def test_a_changed_setting_is_named_before_the_leaves_that_it_changed(tmp_path):
+    """Another size changes the shapes of parameters, and of the optimizer's state."""
+    settings = {"hidden_size": 3, "rate": math.nan, "words": ["a"]}
+    options = {"steps": 8, "save_every": 4}
+    with pytest.raises(InterruptedError):
+        runs.run(tmp_path, hooks=[stopping_at(4)], settings=settings, **options)
+    state = training.create({"w": jnp.ones(4)}, runs.tx(), (), key=jax.random.key(0))
+    again = {"of": state, "resume": True, **options}
+    with pytest.raises(ValueError, match=r"settings\['hidden_size'\]: .*: 3 -> 4"):
+        runs.run(tmp_path, settings=settings | {"hidden_size": 4}, **again)
+    with pytest.raises(ValueError, match=r"params\['w'\]: expected .* \[4\], got"):
+        runs.run(tmp_path, settings=settings, **again)
+
+
 def test_rows_after_the_checkpoint_are_cut_off(tmp_path):
     whole = runs.run(tmp_path / "whole", **OPTIONS)
     assert whole.reason == "done"

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import os
 import pathlib
 import re
 import runpy
@@ -12,6 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import linen as nn
 
 import lstm_jax as lj
@@ -180,6 +182,155 @@ def test_bad_data_are_refused_in_one_line(task, run_here, tmp_path):
         status, _ = run_here(task, *args, "--out", tmp_path / "out")
         assert status.startswith(f"{task}: ") and expected in status
         assert "\n" not in status
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("date;load\n2020-01-01;1,5\n2020-01-02;2,5\n", "got '2020-01-01;1,5'"),
+        ("2020-01-01;1,5\n", "expected 1.5,2 and not 1,5;2"),
+        ("a;1.5;2.5\n", "got 'a;1.5;2.5'"),
+        ("date\t1.5\n", "got 'date"),
+        ('x,y\n"1,5",2\n"2,5",3\n', "got '\"1,5\",2'"),
+        ('x,y\n"1,500,000",2\n', "got '\"1,500,000\",2'"),
+    ],
+)
+def test_a_csv_of_another_kind_is_not_read_as_other_numbers(
+    text, words, functions, tmp_path
+):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        functions("forecast")["read"](path)
+
+
+def test_blank_lines_of_a_csv_hold_nothing_and_lines_are_counted_as_they_lie(
+    functions, tmp_path
+):
+    read, path = functions("forecast")["read"], tmp_path / "x.csv"
+    path.write_bytes("\ufeff\nday; or week,load\n\na,1\nb,2\n\n".encode())
+    np.testing.assert_array_equal(read(path), [[1], [2]])
+    path.write_text("\nday,load\n\na,1\nb,\n")
+    with pytest.raises(ValueError, match="line 5: expected 1 numbers"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"season": 200}, "--season: expected 1 to 168 of 1000 steps"),
+        ({"season": 0}, "--season: expected 1 to 168"),
+        ({"length": 690}, "--length: expected 1 to 652"),
+        ({"horizon": 151, "length": 24}, "--horizon: expected 1 to 150"),
+    ],
+)
+def test_which_size_of_a_forecast_does_not_fit(options, words, functions):
+    module = functions("forecast")
+    with pytest.raises(ValueError, match=words):
+        module["split"](np.arange(1000.0)[:, None], module["Config"](**options))
+
+
+def test_a_series_that_repeats_itself_is_forecast(run_here, tmp_path):
+    """The naive forecast has no error then, which nothing can be divided by."""
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(str(n % 4) for n in range(200)))
+    sizes = "--season 4 --length 8 --horizon 4 --batch-size 512 --hidden-size 4"
+    status, printed = run_here(
+        *("forecast", "--data", path, "--steps", 3, *sizes.split()),
+        *("--out", tmp_path / "out"),
+    )
+    assert status == 0 and "naive 0.0000: nan% less" in printed
+
+
+def test_classes_of_any_encoding_stay_apart(functions, tmp_path):
+    path = tmp_path / "X_TRAIN.ts"
+    read = functions("classify")["read"]
+    path.write_bytes("#é\n1,2:ä\n1,2:ö\n".encode("latin-1"))
+    assert len(set(read(path)[1])) == 2
+    path.write_bytes("\ufeff1,2:ä\n1,2:ö\n".encode())
+    series, labels = read(path)
+    assert labels == ["ä", "ö"] and series[0].tolist() == [[1], [2]]
+
+
+def test_ids_are_no_words_and_comments_no_sentences(functions, tmp_path):
+    read, path = functions("tag")["read"], tmp_path / "x.conll"
+    path.write_text("# text = a b\n# id 1\na O\nb B-X\n\n# NN O\n1 O\n")
+    assert read(path) == [(("a", "b"), ("O", "B-X")), (("#", "1"), ("O", "O"))]
+    path.write_text("1 EU B-ORG\n2 rejects O\n\n1 Peter B-PER\n")
+    with pytest.raises(ValueError, match="words first, no numbers"):
+        read(path)
+
+
+OF_TRAIN = {
+    "classify": [
+        ("1,nan:a\n1,2:b\n", "line 1: expected finite numbers"),
+        ("1,2:3:a\n", "line 1: "),
+    ],
+    "tag": [
+        ("a O\n", "expected 2 or more"),
+        ("\n", "expected 2 or more"),
+    ],
+}
+
+
+@pytest.mark.parametrize("task", OF_TRAIN)
+def test_data_that_do_not_do_are_refused_before_training(task, run_here, tmp_path):
+    for number, (text, words) in enumerate(OF_TRAIN[task]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = folder / "X_TRAIN.ts"
+        path.write_text(text)
+        given = folder if task == "classify" else path
+        status, _ = run_here(task, "--data", given, "--out", folder / "out")
+        assert status.startswith(f"{task}: ") and words in status
+        assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "test, words",
+    [
+        ("1,nan:a\n", "X_TEST.ts, line 1: expected finite numbers"),
+        ("1,2:a\n", "values: expected shape"),
+    ],
+)
+def test_series_to_test_with_are_like_those_of_training(
+    test, words, run_here, tmp_path
+):
+    (tmp_path / "X_TRAIN.ts").write_text("1,2:3,4:a\n1,3:2,4:b\n")
+    (tmp_path / "X_TEST.ts").write_text(test)
+    status, _ = run_here("classify", "--data", tmp_path, "--out", tmp_path / "out")
+    assert words in status and not (tmp_path / "out").exists()
+
+
+def test_a_rate_of_0_is_one_and_sizes_are_refused_by_name(run_here, tmp_path):
+    out = tmp_path / "out"
+    short = "--steps 2 --batch-size 2 --length 4 --hidden-size 4 --learning-rate 0"
+    status, _ = run_here("memory", *short.split(), "--out", out)
+    assert status == 0
+    weights = safetensors.numpy.load_file(out / "weights.safetensors")
+    kept = [name for name in weights if "readout" in name and "bias" in name]
+    assert kept and not any(weights[name].any() for name in kept)
+    for task, flags in ("memory --task copy", "--delay 0"), ("memory", "--length 1"):
+        status, _ = run_here(task, *flags.split(), "--out", tmp_path / "no")
+        assert "expected at least --length 2" in status
+
+
+def test_a_text_is_written_whatever_the_terminal_can_show(tmp_path):
+    """And a length of 0 is refused before training, not after it."""
+    path = tmp_path / "x.txt"
+    path.write_text("äöü€→ " * 200, encoding="utf-8")
+    small = "--hidden-size 4 --embedding-size 4 --batch-size 2 --window 4 --steps 2"
+    given = [*small.split(), "--sample-every", "2", "--data", str(path)]
+    run = lambda *args: subprocess.run(
+        [sys.executable, str(EXAMPLES / "char_lm.py"), *given, *args],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"},
+    )
+    done = run("--length", "5", "--out", str(tmp_path / "one"))
+    assert done.returncode == 0 and b"step 2" in done.stdout, done.stderr
+    done = run("--length", "0", "--out", str(tmp_path / "two"))
+    assert done.returncode == 1 and b"length: expected at least 1" in done.stderr
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.fixture

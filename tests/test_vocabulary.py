@@ -2,6 +2,7 @@
 
 import collections
 
+import numpy as np
 import pytest
 
 from lstm_jax import data
@@ -40,6 +41,30 @@ def test_the_old_name_of_symbols_works_and_says_the_new():
     with pytest.warns(DeprecationWarning, match="symbols") as read:
         assert old.characters == "ab"
     assert made[0].filename == read[0].filename == __file__
+
+
+@pytest.mark.parametrize("unknown", [None, "?"])
+def test_characters_may_come_one_by_one(unknown):
+    """What can be gone through but once is not gone through twice."""
+    vocabulary = data.Vocabulary.of("abc", unknown=unknown)
+    expected = vocabulary.encode("cab").tolist()
+    for text in ("cab", list("cab"), tuple("cab"), np.array(list("cab")), iter("cab")):
+        assert vocabulary.encode(text).tolist() == expected
+
+
+@pytest.mark.parametrize("unknown", [None, "?"])
+@pytest.mark.parametrize(
+    "text, error, words",
+    [
+        (b"abc", TypeError, r"got bytes. .* bytes.decode\(\)"),
+        (["ab", "c"], ValueError, "single characters, got 'ab'"),
+        ([1, 2], TypeError, "got one of int"),
+        (None, TypeError, "got NoneType"),
+    ],
+)
+def test_what_is_no_text_is_not_the_unknown(text, error, words, unknown):
+    with pytest.raises(error, match=words):
+        data.Vocabulary.of("abc", unknown=unknown).encode(text)
 
 
 @pytest.mark.parametrize(

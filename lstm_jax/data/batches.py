@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lstm_jax.checks import options
+from lstm_jax.data import nests, taking
 from lstm_jax.data.buckets import choose_bounds
 from lstm_jax.data.sequences import pad_sequences
 
@@ -19,6 +20,9 @@ class Batches:
 
     :func:`lstm_jax.training.fit` takes it as it is, and goes on with it where a
     checkpoint left it: what it counts are batches that were trained on.
+
+    Batches are new arrays, but what they are made of is not copied: leave it as it is
+    while they are used.
 
     Attributes:
         padding: the share of all steps that is padding, rows that fill a batch among
@@ -57,7 +61,7 @@ class Batches:
         return self(0)
 
     def __len__(self) -> int:
-        """Returns how many batches an epoch has."""
+        """Returns how many batches an epoch has, the first one if they differ."""
         return len(self._plan(0))
 
 
@@ -73,7 +77,8 @@ def shuffled_batches(
     The last batch of an epoch is smaller where sizes do not divide.
 
     Args:
-        examples: an array ``[N, ...]``, or a tuple or dict of them, nested or not.
+        examples: an array ``[N, ...]``, or a tuple, dict or dataclass of them, nested
+            or not. A list of N examples is ``np.stack(examples)``.
         batch_size: B, over all processes.
         seed: of the orders, another one each epoch; None for the order they have.
         process: which process this is, and of how many: each takes its share of the
@@ -86,7 +91,8 @@ def shuffled_batches(
     Raises:
         ValueError: if examples have other numbers of rows, or none; if the processes do
             not divide B, or the last batch.
-        TypeError: if a number is not an integer.
+        TypeError: if a number is not an integer, something is no array, or a list may
+            be one of examples as well as one of arrays.
 
     Example:
         >>> import numpy as np
@@ -99,15 +105,17 @@ def shuffled_batches(
         [[1, 4], [0, 3], [2]]
     """
     options.check_positive("batch_size", batch_size)
+    taking.check_seed(seed)
+    examples = _taken(examples)
     rows = _rows(examples)
-    index, count = _check_process(process, batch_size, rows % batch_size)
+    mine = taking.process(process, batch_size, rows % batch_size)
 
     def plan(epoch):
         order = _order(seed, epoch, rows)
         cuts = [order[n : n + batch_size] for n in range(0, rows, batch_size)]
-        return [_share(cut, index, count) for cut in cuts]
+        return [taking.share(cut, mine) for cut in cuts]
 
-    return Batches(plan, lambda places: each(examples, lambda a: np.asarray(a)[places]))
+    return Batches(plan, lambda places: nests.each(examples, lambda a: a[places]))
 
 
 def bucket_batches(
@@ -148,9 +156,9 @@ def bucket_batches(
         Batches ``(xs, lengths, *others)``, with the places last where asked for.
 
     Raises:
-        ValueError: if sequences and others differ in number, a sequence is too long, or
-            the processes do not divide B.
-        TypeError: if a number is not an integer.
+        ValueError: if sequences and others differ in number, sequences in features or
+            dtype, a sequence is too long, or the processes do not divide B.
+        TypeError: if a number is not an integer, or something is no array.
 
     Example:
         >>> import numpy as np
@@ -172,8 +180,9 @@ def bucket_batches(
     options.check_positive("buckets", buckets)
     options.check_flag("drop_longer", drop_longer)
     options.check_flag("index", index)
-    share = _check_process(process, batch_size, 0)
-    arrays = [np.asarray(sequence) for sequence in sequences]
+    taking.check_seed(seed)
+    mine = taking.process(process, batch_size)
+    arrays = taking.sequences("sequences", sequences)
     sizes = np.array([len(array) for array in arrays], np.int64)
     columns = [_column(f"others[{n}]", other, sizes) for n, other in enumerate(others)]
     kept = _kept(sizes, max_length, drop_longer)
@@ -184,7 +193,7 @@ def bucket_batches(
         batches = []
         for bound, places in zip(bounds, filled, strict=True):
             order = _in_bucket(places, sizes, rng).reshape(-1, batch_size)
-            batches += [(bound, _share(cut, *share)) for cut in order]
+            batches += [(bound, taking.share(cut, mine)) for cut in order]
         if rng is not None:
             batches = [batches[n] for n in rng.permutation(len(batches))]
         return batches
@@ -212,42 +221,27 @@ def _order(seed: int | None, epoch: int, rows: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(rows)
 
 
-def _share(places: np.ndarray, index: int, count: int) -> np.ndarray:
-    """The rows of a batch that one process has."""
-    each = len(places) // count
-    return places[index * each : (index + 1) * each]
+def _taken(examples: Any) -> Any:
+    """Examples as NumPy reads them."""
+    _check_lists(examples)
+    return nests.each(examples, lambda leaf: taking.array("examples", leaf))
 
 
-def _check_process(process: Any, batch_size: int, last: int) -> tuple[int, int]:
-    index, count = process
-    options.check_positive("process[1]", count)
-    if not 0 <= index < count:
-        raise ValueError(
-            f"process: expected a number below {count} first, got {index}."
-        )
-    for what, size in (("batch_size", batch_size), ("the last batch", last)):
-        if size % count:
-            raise ValueError(
-                f"process: expected a number of processes that divides {what}, {size}, "
-                f"got {count}."
+def _check_lists(examples: Any) -> None:
+    """Refuses a list of arrays that are as examples are: all of one shape and dtype."""
+    if isinstance(examples, list) and examples:
+        kinds = {(np.shape(one), getattr(one, "dtype", None)) for one in examples}
+        if len(kinds) == 1 and kinds.pop()[1] is not None:
+            raise TypeError(
+                f"examples: expected an array [N, ...] or a tuple of them, got a list "
+                f"of {len(examples)} arrays of one shape. If each is an example, pass "
+                "np.stack(examples); if each has all examples, tuple(examples)."
             )
-    return index, count
-
-
-def each(examples: Any, function: Callable[[Any], Any]) -> Any:
-    """A function of every leaf of a nest of tuples, lists and dicts."""
-    if isinstance(examples, dict):
-        return {name: each(one, function) for name, one in examples.items()}
-    if isinstance(examples, tuple) and hasattr(examples, "_fields"):
-        return type(examples)(*(each(one, function) for one in examples))
-    if isinstance(examples, (tuple, list)):
-        return type(examples)(each(one, function) for one in examples)
-    return function(examples)
 
 
 def _rows(examples: Any) -> int:
     shapes: list[tuple[int, ...]] = []
-    each(examples, lambda leaf: shapes.append(np.shape(leaf)))
+    nests.each(examples, lambda leaf: shapes.append(np.shape(leaf)))
     rows = {shape[:1] for shape in shapes}
     if len(rows) != 1 or () in rows or (0,) in rows:
         raise ValueError(
@@ -259,8 +253,6 @@ def _rows(examples: Any) -> int:
 
 def _kept(sizes: np.ndarray, longest: int | None, drop: bool) -> np.ndarray:
     """The places of the sequences that are not too long."""
-    if not len(sizes):
-        raise ValueError("sequences: expected at least one, got none.")
     if longest is None:
         return np.arange(len(sizes))
     options.check_positive("max_length", longest)
@@ -303,24 +295,40 @@ def _in_bucket(places: np.ndarray, sizes: np.ndarray, rng: Any) -> np.ndarray:
 
 def _column(name: str, values: Any, sizes: np.ndarray) -> Callable[..., np.ndarray]:
     """What takes of other things those of some examples; zeros for what fills."""
+    whole = hasattr(values, "__array__")
+    if whole:
+        values = np.atleast_1d(taking.array(name, values))
+    elif isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise TypeError(
+            f"{name}: expected an array [N, ...] or N arrays [T, ...], got "
+            f"{type(values).__name__}. list(...) keeps what a generator makes."
+        )
     if len(values) != len(sizes):
         raise ValueError(
             f"{name}: expected {len(sizes)}, one for each sequence, got {len(values)}."
         )
-    if isinstance(values, np.ndarray):
-        one = lambda places: np.maximum(places, 0)
-        return lambda places, _: np.where(
-            (places >= 0).reshape(-1, *[1] * (values.ndim - 1)),
-            values[one(places)],
-            np.zeros((), values.dtype),
-        )
-    arrays = [np.asarray(value) for value in values]
-    for n, (array, size) in enumerate(zip(arrays, sizes, strict=True)):
-        if array.shape[:1] != (size,):
+    return _whole(values) if whole else _ragged(name, values, sizes)
+
+
+def _whole(values: np.ndarray) -> Callable[..., np.ndarray]:
+    """Of an array ``[N, ...]``."""
+    return lambda places, _: np.where(
+        (places >= 0).reshape(-1, *[1] * (values.ndim - 1)),
+        values[np.maximum(places, 0)],
+        np.zeros((), values.dtype),
+    )
+
+
+def _ragged(name: str, values: Any, sizes: np.ndarray) -> Callable[..., np.ndarray]:
+    """Of arrays as long as the sequences."""
+    for n, (value, size) in enumerate(zip(values, sizes, strict=True)):
+        shape = np.shape(value)
+        if shape[:1] != (size,):
             raise ValueError(
                 f"{name}[{n}]: expected {size} steps, as the sequence has, got shape "
-                f"{list(array.shape)}. One thing for each example is an array [N, ...]."
+                f"{list(shape)}. One thing for each example is an array [N, ...]."
             )
+    arrays = taking.sequences(name, values)
 
     def padded(places, bound):
         there = [arrays[n] if n >= 0 else arrays[0][:0] for n in places]

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from lstm_jax.checks import options
-from lstm_jax.data.batches import each
+from lstm_jax.data import nests
 
 
 class Loaded:
@@ -39,7 +37,8 @@ def prefetch(batches: Any, ahead: int = 2) -> Loaded:
 
     For batches that take long to read or to make. They are the same, in the same order,
     and what :func:`lstm_jax.training.fit` counts are those it was given, not those that
-    are ready. Arrays are copied, so that a loader may use their memory again.
+    are ready. Arrays are copied, NumPy's and PyTorch's, so that a loader may use their
+    memory again; tuples, lists, mappings and dataclasses keep their classes.
 
     Args:
         batches: ``epoch -> batches``, or batches that can be gone through again.
@@ -47,7 +46,8 @@ def prefetch(batches: Any, ahead: int = 2) -> Loaded:
 
     Returns:
         Batches, for any number of epochs. What making one raises is raised where it
-        would have come.
+        would have come; so is a TypeError for one with a part that is no array, number
+        or string.
 
     Raises:
         TypeError: if ``batches`` cannot be gone through, or only once.
@@ -139,8 +139,10 @@ class _Ahead:
 
 
 def _made_ahead(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    copied = lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf
-    make = lambda: each(next(batches, _END), copied)
+    def make():
+        batch = next(batches, _END)
+        return batch if batch is _END else nests.copied(batch)
+
     worker = ThreadPoolExecutor(1, "prefetch")
     try:
         ahead = collections.deque(worker.submit(make) for _ in range(count))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstm_jax.checks import options
+from lstm_jax.data import taking
 from lstm_jax.data.batches import Batches
 
 
@@ -47,6 +48,7 @@ def pack_documents(
     *,
     seed: int | None = 0,
     end: int | None = None,
+    process: tuple[int, int] = (0, 1),
 ) -> PackedBatches:
     """Packs documents into rows, window by window.
 
@@ -54,21 +56,25 @@ def pack_documents(
     state is to be handed on. ``reset`` starts it anew at each document, and no target
     is the next document's first token, which ``reset`` alone does not prevent. Every
     document is in an epoch once, in rows that are filled evenly; the ends of shorter
-    rows are masked.
+    rows are masked, and a window without any target is left out. So epochs may differ
+    by some batches; ``len`` is that of the first one.
 
     Args:
-        documents: N arrays of integers, ``[T_n]``.
+        documents: N arrays of tokens, ``[T_n]``.
         batch_size: B rows.
         window: T, steps in one batch.
         seed: of the orders, another one each epoch; None for the order they have.
         end: a token that each document is given at its end, so that it is learned.
+        process: as for :func:`shuffled_batches`: each has its share of the rows, and
+            all of them have as many batches.
 
     Returns:
         Batches of :class:`Packed`. ``padding`` is the share of steps without a target
         in the first epoch.
 
     Raises:
-        ValueError: if there is no document with a target, or one is no ``[T]``.
+        ValueError: if there is no document with a target, one is no ``[T]``, a token is
+            negative or beyond int32, or the processes do not divide B.
         TypeError: if tokens are no integers.
 
     Example:
@@ -84,7 +90,16 @@ def pack_documents(
     """
     options.check_positive("batch_size", batch_size)
     options.check_positive("window", window)
-    tokens = [_taken(n, document, end) for n, document in enumerate(documents)]
+    taking.check_seed(seed)
+    mine = taking.process(process, batch_size)
+    last = [] if end is None else [taking.integer("end", end, 0)]
+    last = np.array(last, np.int32)
+    if isinstance(documents, np.ma.MaskedArray):
+        taking.array("documents", documents)
+    tokens = [
+        np.append(taking.tokens(f"documents[{n}]", document), last)
+        for n, document in enumerate(documents)
+    ]
     if not any(len(one) > 1 for one in tokens):
         raise ValueError(
             "documents: expected at least one with two tokens, got none: the first one "
@@ -98,24 +113,17 @@ def pack_documents(
         rows = _rows(tokens, order, batch_size)
         width = max(len(row.inputs) for row in rows)
         whole = _stacked(rows, -(-width // window) * window)
-        cut = lambda n: Packed(*(part[:, n : n + window].copy() for part in whole))
-        return [cut(n) for n in range(0, whole.inputs.shape[1], window)]
+        # After a window without a target every row begins anew, or has ended.
+        return [
+            Packed(*(part[:, n : n + window].copy() for part in whole))
+            for n in range(0, whole.inputs.shape[1], window)
+            if whole.mask[:, n : n + window].any()
+        ]
 
     first = plan(0)
     share = 1 - sum(part.mask.mean() for part in first) / len(first)
-    return PackedBatches(plan, lambda batch: batch, padding=float(share))
-
-
-def _taken(n: int, document: Any, end: int | None) -> np.ndarray:
-    tokens = np.asarray(document)
-    if tokens.ndim != 1:
-        raise ValueError(
-            f"documents[{n}]: expected shape [T], got {list(tokens.shape)}."
-        )
-    if tokens.size and tokens.dtype.kind not in "iu":
-        raise TypeError(f"documents[{n}]: expected integers, got {tokens.dtype}.")
-    tokens = tokens.astype(np.int32)
-    return tokens if end is None else np.append(tokens, np.int32(end))
+    take = lambda batch: Packed(*(taking.share(part, mine) for part in batch))
+    return PackedBatches(plan, take, padding=float(share))
 
 
 def _rows(tokens: list, order: np.ndarray, batch_size: int) -> list[Packed]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lstm_jax.data import taking
+
 
 def pad_sequences(
     sequences: Sequence[np.ndarray], *, length: int | None = None
@@ -14,7 +16,7 @@ def pad_sequences(
 
     Args:
         sequences: B arrays of shapes ``[T_b, ...]`` that differ in ``T_b`` only; 0 is a
-            length.
+            length, and an empty list is of the others' dtype.
         length: T; by default that of the longest. A fixed one keeps a jitted function
             from being compiled for every new length.
 
@@ -25,6 +27,7 @@ def pad_sequences(
     Raises:
         ValueError: if there is no sequence, their features or dtypes differ, or one is
             longer than ``length``: nothing is cut off.
+        TypeError: if one is no array, or a masked one, or ``length`` no integer.
 
     Example:
         >>> import numpy as np
@@ -33,21 +36,11 @@ def pad_sequences(
         >>> xs.shape, lengths.tolist()
         ((2, 5, 3), [2, 5])
     """
-    arrays = [np.asarray(sequence) for sequence in sequences]
-    if not arrays:
-        raise ValueError("sequences: expected at least one, got none.")
+    arrays = taking.sequences("sequences", sequences)
     features, dtype = arrays[0].shape[1:], arrays[0].dtype
-    for index, array in enumerate(arrays):
-        if array.ndim == 0 or array.shape[1:] != features or array.dtype != dtype:
-            raise ValueError(
-                f"sequences[{index}]: expected shape {['T', *features]} and dtype "
-                f"{dtype}, as sequences[0] has, got {list(array.shape)} and "
-                f"{array.dtype}."
-            )
     lengths = np.array([len(array) for array in arrays], np.int32)
     longest = int(lengths.max())
-    if length is None:
-        length = longest
+    length = longest if length is None else taking.integer("length", length)
     if longest > length:
         raise ValueError(
             f"length: expected at least {longest}, the longest sequence, got {length}."

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lstm_jax.checks import options
+from lstm_jax.data import taking
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -137,14 +138,21 @@ class Vocabulary:
     def encode(self, text: str | Sequence[str]) -> np.ndarray:
         """Returns the numbers of a text's characters or words, ``[T]`` int32.
 
+        Args:
+            text: of characters a string, or a sequence of single ones; of words a
+                sequence of them.
+
         Raises:
-            ValueError: if one is not in the vocabulary and nothing stands for it.
-            TypeError: if words are asked for and ``text`` is one string.
+            ValueError: if one is not in the vocabulary and nothing stands for it, or
+                one of a sequence of characters is none or several.
+            TypeError: if words are asked for and ``text`` is one string, or ``text`` is
+                none and no strings.
         """
-        symbols = text if isinstance(self.symbols, str) else _words("text", text)
+        characters = isinstance(self.symbols, str)
+        symbols = _characters("text", text) if characters else _words("text", text)
         missing = sorted(set(symbols) - set(self._numbers))
         if missing and self.unknown is None:
-            shown = "".join(missing) if isinstance(self.symbols, str) else missing[:10]
+            shown = "".join(missing) if characters else missing[:10]
             raise ValueError(f"text: not in the vocabulary: {shown!r}.")
         other = -1 if self.unknown is None else self._numbers[self.unknown]
         return np.array([self._numbers.get(one, other) for one in symbols], np.int32)
@@ -188,13 +196,41 @@ def _words(name: str, words: Any) -> tuple[str, ...]:
     return words
 
 
+def _characters(name: str, text: Any) -> Sequence[str]:
+    if isinstance(text, str):
+        return text
+    if isinstance(text, (bytes, bytearray)) or not isinstance(text, Iterable):
+        raise TypeError(
+            f"{name}: expected a string, got {type(text).__name__}. That of bytes is "
+            "bytes.decode()."
+        )
+    characters = tuple(text)
+    for one in characters:
+        if not isinstance(one, str):
+            raise TypeError(
+                f"{name}: expected a string, or single characters, got one of "
+                f"{type(one).__name__}."
+            )
+        if len(one) != 1:
+            raise ValueError(
+                f"{name}: expected a string, or single characters, got {one!r}. A "
+                'string of several is "".join(...).'
+            )
+    return characters
+
+
 def _say_renamed() -> None:
     message = "Vocabulary.characters is Vocabulary.symbols now, words or characters."
     warnings.warn(message, DeprecationWarning, stacklevel=3)
 
 
 def stream_batches(
-    tokens: np.ndarray, batch_size: int, window: int, *, tail: bool = False
+    tokens: np.ndarray,
+    batch_size: int,
+    window: int,
+    *,
+    tail: bool = False,
+    process: tuple[int, int] = (0, 1),
 ) -> StreamBatches:
     """Cuts one long stream into B parallel ones, window by window.
 
@@ -213,10 +249,11 @@ def stream_batches(
     is every token, as an evaluation needs whose figure does not depend on the window.
 
     Args:
-        tokens: ``[N]``.
+        tokens: ``[N]``. They are not copied: leave them while batches are used.
         batch_size: B.
         window: T, steps in one batch.
         tail: whether what is left of the rows is a batch too.
+        process: as for :func:`shuffled_batches`: each has its share of the rows.
 
     Returns:
         Batches ``(inputs, targets)``, ``[B, T]`` each, new arrays that nothing else
@@ -224,8 +261,8 @@ def stream_batches(
 
     Raises:
         ValueError: if there are too few tokens for one batch, they are no single
-            stream, or a size is not positive.
-        TypeError: if a size is not an integer.
+            stream, a size is not positive, or the processes do not divide B.
+        TypeError: if a size is not an integer, or tokens are no array.
 
     Example:
         >>> import numpy as np
@@ -236,7 +273,8 @@ def stream_batches(
     """
     options.check_positive("batch_size", batch_size)
     options.check_positive("window", window)
-    tokens = np.asarray(tokens)
+    mine = taking.process(process, batch_size)
+    tokens = taking.array("tokens", tokens)
     if tokens.ndim != 1:
         raise ValueError(
             f"tokens: expected one stream of shape [N], got {list(tokens.shape)}."
@@ -251,7 +289,7 @@ def stream_batches(
             f"= {batch_size * least}, got {len(tokens)}."
         )
     rows = tokens[: batch_size * row].reshape(batch_size, -1)
-    return StreamBatches(rows, window, tail)
+    return StreamBatches(taking.share(rows, mine), window, tail)
 
 
 class StreamBatches:

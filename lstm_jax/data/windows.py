@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstm_jax.checks import options
+from lstm_jax.data import taking
+
+# Numbers that are so many roundings apart are the same, computed in other ways.
+_ROUNDINGS = 8
 
 
 class Scaler(NamedTuple):
@@ -38,24 +42,53 @@ class Scaler(NamedTuple):
 
         Raises:
             ValueError: if there is no step, features differ, or numbers are not finite.
+            TypeError: if a series is no array, or a masked one.
         """
         whole = np.concatenate([one.astype(np.float64) for one in _several(series)])
         if not len(whole):
             raise ValueError("series: expected at least one step, got none.")
         if not np.isfinite(whole).all():
             raise ValueError("series: expected finite numbers, got NaN or infinity.")
-        std = whole.std(0)
-        return cls(whole.mean(0), np.where(std > 0, std, 1.0))
+        least, most = whole.min(0), whole.max(0)
+        # A sum of equal numbers rounds: neither their mean nor deviation is exact.
+        rounding = _ROUNDINGS * np.finfo(np.float64).eps * np.abs(whole).max(0)
+        mean, std = whole.mean(0), whole.std(0)
+        same = (most - least <= rounding) | (std == 0)
+        return cls(np.where(same, least, mean), np.where(same, 1.0, std))
 
     def scale(self, values: Any) -> np.ndarray:
-        """Values ``[..., F]`` with mean 0 and deviation 1, in their floating dtype."""
-        values = _floating(values)
+        """Values ``[..., F]`` with mean 0 and deviation 1, in their floating dtype.
+
+        Raises:
+            ValueError: if they have another number of features.
+            TypeError: if they are no array of real numbers, or a masked one.
+        """
+        values = self._taken(values)
         return ((values - self.mean) / self.std).astype(values.dtype)
 
     def unscale(self, values: Any) -> np.ndarray:
-        """The values that were scaled to these."""
-        values = _floating(values)
+        """The values that were scaled to these.
+
+        Raises:
+            ValueError: if they have another number of features.
+            TypeError: if they are no array of real numbers, or a masked one.
+        """
+        values = self._taken(values)
         return (values * self.std + self.mean).astype(values.dtype)
+
+    def _taken(self, values: Any) -> np.ndarray:
+        """Values in their floating dtype, float64 for integers."""
+        values = taking.array("values", values)
+        features = np.shape(self.mean)[-1:]
+        if features and values.shape[-1:] != features:
+            raise ValueError(
+                f"values: expected shape [..., F] with F = {features[0]}, as the "
+                f"scaler has, got {list(values.shape)}."
+            )
+        if values.dtype.kind in "biu":
+            return values.astype(np.float64)
+        options.check_floating("values", values.dtype)
+        return values
 
 
 def sliding_windows(
@@ -108,8 +141,12 @@ def sliding_windows(
 
 def _several(series: Any) -> list[np.ndarray]:
     """Series as a list of ``[T, F]``."""
-    one = isinstance(series, np.ndarray) and series.ndim == 2
-    arrays = [np.asarray(each) for each in ([series] if one else series)]
+    if hasattr(series, "__array__"):
+        whole = taking.array("series", series)
+        arrays = [*whole] if whole.ndim == 3 else [whole]
+    else:
+        given = series if hasattr(series, "__iter__") else [series]
+        arrays = [taking.array(f"series[{n}]", one) for n, one in enumerate(given)]
     shapes = [array.shape for array in arrays]
     if not shapes or any(len(shape) != 2 for shape in shapes):
         raise ValueError(
@@ -122,8 +159,3 @@ def _several(series: Any) -> list[np.ndarray]:
             f"{sorted({shape[1] for shape in shapes})}."
         )
     return arrays
-
-
-def _floating(values: Any) -> np.ndarray:
-    values = np.asarray(values)
-    return values if values.dtype.kind == "f" else values.astype(np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,14 @@ import numpy as np
 from jax import lax
 
 from lstm_jax.checks import options
+from lstm_jax.data import taking
 from lstm_jax.decoding import prompts as reading
 from lstm_jax.decoding.prompts import Step
 from lstm_jax.types import Array, PyTree
+
+# The logarithm of the largest power of a length that scores are divided by: float32
+# holds what is left of any sum of log-probabilities.
+_LARGEST_POWER = 60.0
 
 
 class Hypotheses(NamedTuple):
@@ -24,7 +30,8 @@ class Hypotheses(NamedTuple):
         tokens: int32 ``[B, n_best, length]``, ``fill`` after an end.
         lengths: int32 ``[B, n_best]``, tokens, a stop token included; 0 where a row has
             fewer hypotheses than asked for.
-        scores: float32 ``[B, n_best]``; -inf where there is none.
+        scores: float32 ``[B, n_best]``; -inf where there is none. NaN, as the
+            log-probabilities, and without tokens, for a row whose logits had a NaN.
         log_probs: float32 ``[B, n_best]``, sums of the tokens' log-probabilities.
         finished: bool ``[B, n_best]``, whether it ends with a stop token.
 
@@ -79,8 +86,9 @@ def beam_search(
         fill: what stands after a hypothesis's end.
 
     Raises:
-        ValueError: as :func:`generate`, or if ``n_best`` is more than ``width``.
-        TypeError: if prompts are no integers.
+        ValueError: as :func:`generate`, or if ``n_best`` is more than ``width``, or
+            powers of ``length_penalty`` are too large or small for float32.
+        TypeError: as :func:`generate`.
 
     Example:
         >>> import jax, lstm_jax as lj
@@ -100,9 +108,16 @@ def beam_search(
     options.check_finite("length_penalty", length_penalty)
     if n_best > width:
         raise ValueError(f"n_best: expected at most width, {width}, got {n_best}.")
-    read = reading.checked(step, params, state, prompts, length)
+    fill = taking.integer("fill", fill)
+    read, stop = reading.checked(step, params, state, prompts, length, stop)
+    most = _LARGEST_POWER / math.log(max(length, 2))
+    if abs(length_penalty) > most:
+        raise ValueError(
+            f"length_penalty: expected from {-most:.1f} to {most:.1f} for a length of "
+            f"{length}, got {length_penalty}."
+        )
     found = _found(
-        *(step, reading.bucket(length), width, read, reading.stops(stop)),
+        *(step, reading.bucket(length), width, read, stop),
         *(np.int32(length), np.float32(length_penalty), np.int32(fill)),
     )
     return Hypotheses(
@@ -114,7 +129,8 @@ class _Search(NamedTuple):
     """Between two steps: the beginnings, and the best hypotheses so far.
 
     ``token`` is what the next step reads, ``[B * W]``; ``live`` has the beginnings'
-    log-probabilities, ``[B, W]``, -inf where there are fewer.
+    log-probabilities, ``[B, W]``, -inf where there are fewer. ``broken`` says which
+    rows had a NaN, ``[B]``.
     """
 
     number: Array
@@ -123,6 +139,7 @@ class _Search(NamedTuple):
     live: Array
     tokens: Array
     best: Hypotheses
+    broken: Array
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -137,22 +154,26 @@ def _found(step, longest, width, read, stop, length, penalty, fill):
     live = never.at[:, 0].set(0.0)
     start = _Search(
         *(jnp.int32(0), jax.tree.map(widened, state), widened(last)),
-        *(live, blank, best),
+        *(live, blank, best, jnp.zeros(rows, bool)),
     )
 
     def score(log_probs, tokens):
         return log_probs / tokens.astype(jnp.float32) ** penalty
 
-    def goes_on(now):
+    def hopes(now):
         # No longer continuation is likelier: its score is best at one of both ends.
         ends = score(now.live, now.number + 1), score(now.live, length)
-        hope = jnp.maximum(*ends).max(-1) > now.best.scores.min(-1)
-        return (now.number < length) & hope.any()
+        return (jnp.maximum(*ends).max(-1) > now.best.scores.min(-1)) & ~now.broken
+
+    def goes_on(now):
+        return (now.number < length) & hopes(now).any()
 
     def search(now):
         state, logits = step(read.params, now.state, now.token)
-        logs = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
-        logs = now.live[..., None] + logs.reshape(rows, width, -1)
+        logs, wrong = _logs(logits, rows, width)
+        broken = hopes(now) & (wrong & (now.live > -jnp.inf)).any(-1)
+        now = now._replace(broken=now.broken | broken)
+        logs = now.live[..., None] + logs
         best = _ended(now, logs, stop, score)
         return _continued(now._replace(best=best), state, logs, stop)
 
@@ -162,11 +183,35 @@ def _found(step, longest, width, read, stop, length, penalty, fill):
         *(now.tokens, jnp.full_like(none, length), score(left, length)),
         *(left, none > 0),
     )
-    best = _best_of(width, now.best, whole)
-    there = best.scores > -jnp.inf
-    lengths = jnp.where(there, best.lengths, jnp.zeros_like(best.lengths))
-    tokens = jnp.where(there[..., None], best.tokens, blank)
-    return best._replace(tokens=tokens, lengths=lengths)
+    return _told(_best_of(width, now.best, whole), blank, now.broken)
+
+
+def _told(best: Hypotheses, blank: Array, broken: Array) -> Hypotheses:
+    """The best, with nothing where there is none, and NaN where a row had one."""
+    there = (best.scores > -jnp.inf) & ~broken[:, None]
+    nan = jnp.where(broken[:, None], jnp.nan, jnp.zeros_like(best.scores))
+    return Hypotheses(
+        jnp.where(there[..., None], best.tokens, blank),
+        jnp.where(there, best.lengths, jnp.zeros_like(best.lengths)),
+        *(best.scores + nan, best.log_probs + nan, best.finished & there),
+    )
+
+
+def _logs(logits: Array, rows: int, width: int) -> tuple[Array, Array]:
+    """Log-probabilities, ``[B, W, V]``, and of which beginnings they are none.
+
+    Where no class is possible all are -inf: nothing goes on from there.
+    """
+    if logits.ndim != 2 or len(logits) != rows * width:
+        raise ValueError(
+            f"step: expected logits [B * width, V] with {rows * width} rows, as it was "
+            f"given tokens, got {list(logits.shape)}."
+        )
+    logits = logits.reshape(rows, width, -1)
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+    wrong = jnp.isnan(logs)
+    dead = (logits == -jnp.inf).all(-1)
+    return jnp.where(wrong, -jnp.inf, logs), wrong.any(-1) & ~dead
 
 
 def _ended(now: _Search, logs: Array, stop: Array, score: Any) -> Hypotheses:
@@ -196,7 +241,7 @@ def _continued(now: _Search, state: PyTree, logs: Array, stop: Array) -> _Search
     flat = (jnp.arange(rows)[:, None] * width + parents).reshape(-1)
     state = jax.tree.map(lambda leaf: leaf[flat], state)
     token = token.reshape(-1)
-    return _Search(now.number + 1, state, token, live, tokens, now.best)
+    return _Search(*(now.number + 1, state, token, live, tokens, now.best, now.broken))
 
 
 def _best_of(width: int, one: Hypotheses, other: Hypotheses) -> Hypotheses:

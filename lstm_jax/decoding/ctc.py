@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.checks import arrays, options
+from lstm_jax.data import taking
 from lstm_jax.types import Array, Options
 
 
@@ -54,7 +55,7 @@ def ctc_greedy(
 
     Raises:
         ValueError: if a shape does not fit, or ``blank`` is no class.
-        TypeError: if ``logits`` are not floating, or lengths no integers.
+        TypeError: if ``logits`` are not floating, or lengths or ``blank`` no integers.
 
     Source:
         Graves et al. 2006, "Connectionist temporal classification", best path decoding.
@@ -66,7 +67,7 @@ def ctc_greedy(
         >>> decoding.ctc_greedy(frames, lengths=[4]).lengths.tolist()
         [1]
     """
-    logits, lengths = _checked(logits, lengths, blank)
+    logits, lengths, blank = _checked(logits, lengths, blank)
     return _greedy(logits, lengths, blank)
 
 
@@ -114,7 +115,7 @@ def ctc_beam_search(
         >>> found.tokens[0, 0, :1].tolist(), round(probability, 6)
         ([1], 0.64)
     """
-    logits, lengths = _checked(logits, lengths, blank)
+    logits, lengths, blank = _checked(logits, lengths, blank)
     options.check_positive("width", width)
     options.check_positive("n_best", n_best)
     if n_best > width:
@@ -123,19 +124,20 @@ def ctc_beam_search(
     return Transcripts(*(part[:, :n_best] for part in found))
 
 
-def _checked(logits: Any, lengths: Any, blank: int) -> tuple[Array, Array]:
+def _checked(logits: Any, lengths: Any, blank: Any) -> tuple[Array, Array, int]:
     logits = arrays.take_array("logits", logits)
     if logits.ndim != 3:
         raise ValueError(f"logits: expected shape [B, T, K], got {list(logits.shape)}.")
     rows, frames, classes = logits.shape
+    blank = taking.integer("blank", blank)
     if not 0 <= blank < classes:
         raise ValueError(
             f"blank: expected a class from 0 to {classes - 1}, got {blank}."
         )
     if lengths is None:
-        return logits, jnp.full(rows, frames, jnp.int32)
+        return logits, jnp.full(rows, frames, jnp.int32), blank
     given = arrays.take_controls((rows,), frames, Options(lengths=lengths))
-    return logits, jnp.asarray(given.lengths, jnp.int32)
+    return logits, jnp.asarray(given.lengths, jnp.int32), blank
 
 
 def _log_probs(logits: Array) -> Array:

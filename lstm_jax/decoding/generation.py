@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.data import taking
 from lstm_jax.decoding import prompts as reading
 from lstm_jax.decoding import sampling
 from lstm_jax.decoding.prompts import Step
@@ -62,7 +63,8 @@ def generate(
     prompts and of what is written up to the next power of two: all within it run the
     same one. So define ``step`` once, not anew at each call, and hand what it computes
     with over as ``params``. The loop ends where every row has stopped. A row's tokens
-    do not depend on the others.
+    do not depend on the others, with any kind of keys; those that are no threefry
+    draw for one row after the other.
 
     Args:
         step: ``step(params, state, tokens) -> (state, logits)``, tokens int32 ``[B]``,
@@ -81,9 +83,11 @@ def generate(
         fill: what stands after a row's end.
 
     Raises:
-        ValueError: if a prompt is empty, the state has not as many rows as there are
-            prompts, an option is out of range, or there is no key to draw with.
-        TypeError: if prompts are no integers.
+        ValueError: if a prompt is empty, a token is negative or beyond int32, a stop
+            token is none of the V that ``step`` has logits of, logits or the state have
+            not as many rows as there are prompts, an option is out of range, or there
+            is no key to draw with.
+        TypeError: if prompts, stop tokens or ``fill`` are no integers.
 
     Example:
         >>> import jax, jax.numpy as jnp, lstm_jax as lj
@@ -100,7 +104,8 @@ def generate(
         (2, 7)
     """
     sampling.check_options(key, temperature, top_k, top_p)
-    given = reading.checked(step, params, state, prompts, length)
+    fill = taking.integer("fill", fill)
+    given, stop = reading.checked(step, params, state, prompts, length, stop)
     rows = len(given.tokens)
     if key is not None:
         key = jax.random.split(key, rows) if key.shape == () else key
@@ -111,7 +116,7 @@ def generate(
             )
     written = _written(
         *(step, reading.bucket(length), top_k, top_p, given, np.int32(length), key),
-        *(temperature, reading.stops(stop), np.int32(fill)),
+        *(temperature, stop, np.int32(fill)),
     )
     return written._replace(tokens=written.tokens[:, :length])
 
@@ -143,7 +148,8 @@ def _written(step, longest, top_k, top_p, given, *rest):
         if key is None:
             token = jnp.argmax(logits, -1).astype(jnp.int32)
         else:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(key, now.number)
+            fold = lambda one: jax.random.fold_in(one, now.number)
+            keys = sampling.by_key(fold, key)
             token = sampling.draw(logits, keys, temperature, top_k, top_p)
         return _with(now, state, logits, token, stop)
 

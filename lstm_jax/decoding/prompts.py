@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from lstm_jax.checks import border, options
+from lstm_jax.data import taking
 from lstm_jax.data.sequences import pad_sequences
 from lstm_jax.types import Array, PyTree
 
@@ -26,14 +29,48 @@ class Given(NamedTuple):
     lengths: Any
 
 
-def checked(step: Any, params: Any, state: Any, prompts: Any, length: Any) -> Given:
-    """Checks and takes what every kind of decoding is given."""
+def checked(
+    step: Any, params: Any, state: Any, prompts: Any, length: Any, stop: Any
+) -> tuple[Given, np.ndarray]:
+    """Checks and takes what every kind of decoding is given, and the stop tokens."""
     options.check_callable("step", step, "lambda params, state, tokens: ...")
     options.check_positive("length", length)
+    stop = _stops(stop)
     tokens, lengths = _padded(prompts)
     state = border.take_leaves("state", state)
     _check_rows(state, len(tokens))
-    return Given(border.take_leaves("params", params), state, tokens, lengths)
+    given = Given(border.take_leaves("params", params), state, tokens, lengths)
+    classes = _classes(step, given)
+    if stop.size and stop.max() >= classes:
+        raise ValueError(
+            f"stop: expected tokens below {classes}, which step has logits of, got "
+            f"{stop.max()}."
+        )
+    return given, stop
+
+
+def _classes(step: Step, given: Given) -> int:
+    """V, of which a step makes logits."""
+    rows = len(given.tokens)
+    one = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    made = _stepped.eval_shape(step, given.params, given.state, one)
+    if not isinstance(made, (tuple, list)) or len(made) != 2:
+        raise TypeError(
+            f"step: expected it to return (state, logits), got {type(made).__name__}."
+        )
+    shape = getattr(made[1], "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != rows or not shape[1]:
+        got = type(made[1]).__name__ if shape is None else list(shape)
+        raise ValueError(
+            f"step: expected logits [B, V] with B = {rows}, as it was given tokens, "
+            f"got {got}."
+        )
+    return shape[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _stepped(step, params, state, tokens):
+    return step(params, state, tokens)
 
 
 def read(step: Step, given: Given) -> tuple[PyTree, Array]:
@@ -65,11 +102,12 @@ def bucket(number: int) -> int:
     return max(8, 1 << (int(number) - 1).bit_length())
 
 
-def stops(stop: int | Sequence[int]) -> np.ndarray:
+def _stops(stop: int | Sequence[int]) -> np.ndarray:
     """The tokens that end a row."""
     tokens = np.atleast_1d(np.asarray(stop))
     if tokens.size and tokens.dtype.kind not in "iu":
         raise TypeError(f"stop: expected a token or several, got {stop!r}.")
+    taking.check_tokens("stop", tokens)
     return np.unique(tokens.astype(np.int32))
 
 
@@ -77,6 +115,8 @@ def _padded(prompts: Any) -> tuple[Any, Any]:
     """Prompts as an array as wide as their bucket, and their lengths."""
     if isinstance(prompts, jax.Array):
         _check_prompt("prompts", prompts, 2)
+        if not isinstance(prompts, jax.core.Tracer) and prompts.is_fully_addressable:
+            taking.check_tokens("prompts", np.asarray(prompts))
         rows, width = prompts.shape
         padding = (0, 0), (0, bucket(width) - width)
         tokens = jnp.pad(prompts.astype(jnp.int32), padding)
@@ -94,11 +134,11 @@ def _padded(prompts: Any) -> tuple[Any, Any]:
     ]
     for n, sequence in enumerate(sequences):
         _check_prompt(f"prompts[{n}]", sequence, 1)
-        if sequence.min() < 0:
-            raise ValueError(f"prompts[{n}]: expected tokens, got {sequence.min()}.")
-    tokens, lengths = pad_sequences(sequences)
+        taking.check_tokens(f"prompts[{n}]", sequence)
+    # One dtype for all: an array and a list may stand side by side.
+    tokens, lengths = pad_sequences([one.astype(np.int32) for one in sequences])
     wide = np.pad(tokens, ((0, 0), (0, bucket(tokens.shape[1]) - tokens.shape[1])))
-    return wide.astype(np.int32), lengths
+    return wide, lengths
 
 
 def _check_prompt(name: str, prompt: Any, ndim: int) -> None:

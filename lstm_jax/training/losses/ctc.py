@@ -9,10 +9,12 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from lstm_jax import meshes
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import border, options, slips
+from lstm_jax.data import taking
 from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.training.losses.counted import finish, valid_tokens
 from lstm_jax.training.losses.weighted import Weighted
@@ -32,13 +34,13 @@ def ctc_loss(
     """The mean CTC loss over rows: ``-log p(labels | frames)``, any alignment.
 
     A row whose labels do not fit into its frames, one each and a blank between equal
-    ones, has no alignment: it weighs 0, and so does its gradient.
-    :func:`ctc_alignable` says which these are, to be counted. A row without frames,
-    which fills a batch, weighs 0 too.
+    ones, has no alignment: it weighs 0, and so does its gradient. So does one that has
+    none without a class that is at -inf. :func:`ctc_alignable` says which these are, to
+    be counted. A row without frames, which fills a batch, weighs 0 too.
 
     Args:
         logits: ``[B, T, K]``, floating, the blank among the K classes; computed with in
-            float32 or wider. A class may be at -inf.
+            float32 or wider. A class may be at -inf: never at that frame.
         labels: ``[B, N]``, integers from 0 to K - 1 that are not ``blank``, where they
             count.
         lengths: ``[B]`` integers, valid frames of each row; all if None. Beyond them
@@ -57,7 +59,8 @@ def ctc_loss(
     Raises:
         ValueError: if a shape does not fit, ``blank`` is no class, or a label that
             counts is out of range or the blank, where the values are known.
-        TypeError: if ``logits`` are not floating, or labels or lengths no integers.
+        TypeError: if ``logits`` are not floating, or labels, lengths or ``blank`` no
+            integers.
 
     Source:
         Graves et al. 2006, "Connectionist temporal classification"; ``optax.ctc_loss``.
@@ -71,17 +74,12 @@ def ctc_loss(
         0.75
     """
     options.check_flag("weighted", weighted)
-    logits = shapes.take_array("logits", logits)
-    if logits.ndim != 3:
-        raise ValueError(f"logits: expected shape [B, T, K], got {list(logits.shape)}.")
-    if not 0 <= blank < logits.shape[-1]:
-        raise ValueError(
-            f"blank: expected a class from 0 to {logits.shape[-1] - 1}, got {blank}."
-        )
+    logits, blank = _scored(logits, blank)
     frames = valid_tokens(jnp.zeros(logits.shape[:2], jnp.int32), None, lengths)
     labels, there = _taken(labels, label_lengths, logits.shape[0])
     wrong = _wrong(labels, there, blank, logits.shape[-1])
     fits = _fits(labels, there, frames) & ~wrong
+    fits &= _possible(logits, frames, labels, there, blank)
     losses = _losses(logits, frames, labels, there & ~wrong[:, None], fits, blank)
     losses = jnp.where(wrong, jnp.asarray(jnp.nan, losses.dtype), losses)
     weigh = fits & frames.any(-1)
@@ -89,7 +87,12 @@ def ctc_loss(
 
 
 def ctc_alignable(
-    labels: Array, *, lengths: Array, label_lengths: Array | None = None
+    labels: Array,
+    *,
+    lengths: Array,
+    label_lengths: Array | None = None,
+    logits: Array | None = None,
+    blank: int = 0,
 ) -> Array:
     """Which rows have as many frames as their labels need.
 
@@ -97,13 +100,16 @@ def ctc_alignable(
         labels: ``[B, N]``, as for :func:`ctc_loss`.
         lengths: ``[B]`` integers, frames of each row.
         label_lengths: ``[B]`` integers; all labels count if None.
+        logits: ``[B, T, K]``; where classes may be at -inf, a row must also have an
+            alignment without them, as :func:`ctc_loss` asks for. All may be if None.
+        blank: the class that stands for no label; asked for beside logits alone.
 
     Returns:
         Bool ``[B]``.
 
     Raises:
-        ValueError: if a shape does not fit.
-        TypeError: if labels or lengths are no integers.
+        ValueError: if a shape does not fit, or ``blank`` is no class.
+        TypeError: if labels or lengths are no integers, or ``logits`` not floating.
 
     Example:
         >>> import jax.numpy as jnp
@@ -115,7 +121,25 @@ def ctc_alignable(
     lengths = border.take("lengths", lengths, allow_lists=True)
     shapes.check_array("lengths", lengths, jnp.integer)
     labels, there = _taken(labels, label_lengths, len(lengths))
-    return lengths >= _needed(labels, there)
+    fits = lengths >= _needed(labels, there)
+    if logits is None:
+        return fits
+    logits, blank = _scored(logits, blank)
+    frames = valid_tokens(jnp.zeros(logits.shape[:2], jnp.int32), None, lengths)
+    return fits & _possible(logits, frames, labels, there, blank)
+
+
+def _scored(logits: Any, blank: Any) -> tuple[Array, int]:
+    """Logits, and the class that is the blank."""
+    logits = shapes.take_array("logits", logits)
+    if logits.ndim != 3:
+        raise ValueError(f"logits: expected shape [B, T, K], got {list(logits.shape)}.")
+    blank = taking.integer("blank", blank)
+    if not 0 <= blank < logits.shape[-1]:
+        raise ValueError(
+            f"blank: expected a class from 0 to {logits.shape[-1] - 1}, got {blank}."
+        )
+    return logits, blank
 
 
 def _taken(labels: Any, label_lengths: Any, rows: int) -> tuple[Array, Array]:
@@ -148,6 +172,50 @@ def _needed(labels: Array, there: Array) -> Array:
 
 def _fits(labels: Array, there: Array, frames: Array) -> Array:
     return frames.sum(-1, dtype=jnp.int32) >= _needed(labels, there)
+
+
+def _possible(
+    logits: Array, frames: Array, labels: Array, there: Array, blank: int
+) -> Array:
+    """Which rows have an alignment without a class at -inf.
+
+    Most have no such class at all; where one has, alignments are gone through frame by
+    frame, as the loss does, with whether there is one in the place of how likely it is.
+    """
+    labels = jnp.where(there, labels, jnp.int32(blank))
+    args = logits != -jnp.inf, frames, labels, there.sum(-1, dtype=jnp.int32)
+
+    def run(may, frames, labels, numbers):
+        every = lambda: jnp.ones(len(frames), bool)
+        some = lambda: _reached(may, frames, labels, numbers, blank)
+        return (lax.cond(may.all(), every, some),)
+
+    return meshes.automatic(run, args, logits, (0, 1), (0,))[0]
+
+
+def _reached(may, frames, labels, numbers, blank):
+    """Whether a way over blank, label, blank, ... ends at the last one or behind it.
+
+    The first place, 0, is before any frame; a label n from 0 on is at ``2 n + 2``.
+    """
+    rows, labelled = labels.shape
+    at = jnp.arange(2 * labelled + 2)[None]
+    places = jnp.full((rows, at.size), blank, jnp.int32).at[:, 2::2].set(labels)
+    # What is between two labels that differ may be passed over.
+    passes = jnp.zeros(places.shape, bool).at[:, 2:3].set(True)
+    passes = passes.at[:, 4::2].set(labels[:, 1:] != labels[:, :-1])
+    from_before = lambda reached, by: jnp.pad(reached, ((0, 0), (by, 0)))[:, :-by]
+
+    def after(reached, now):
+        may, valid = now
+        ways = reached | from_before(reached, 1) | (from_before(reached, 2) & passes)
+        ways &= jnp.take_along_axis(may, places, 1) & (at > 0)
+        return jnp.where(valid[:, None], ways, reached), None
+
+    start = jnp.broadcast_to(at == 0, places.shape)
+    reached, _ = lax.scan(after, start, (jnp.moveaxis(may, 1, 0), frames.T))
+    last = 2 * numbers[:, None]
+    return (reached & ((at == last) | (at == last + 1))).any(-1)
 
 
 def _losses(logits, frames, labels, there, fits, blank):

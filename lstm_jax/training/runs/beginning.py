@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import time
 import warnings
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import border, options
-from lstm_jax.training.disk import aside
+from lstm_jax.training.disk import aside, sealed
 from lstm_jax.training.disk.checkpoints import Checkpoints
 from lstm_jax.training.runs import log, peak, resuming
 from lstm_jax.training.runs.evaluation import Evaluator
@@ -145,7 +146,7 @@ class Beginning:
                 )
         if not there or self._checkpoints is None:
             return None
-        state, record = self._checkpoints.restore(self.state)[1:]
+        state, record = self._restored(self._checkpoints)
         resuming.check_settings(self.out, record["settings"], self.settings)
         resuming.check_monitor(self.out, record.get("monitor"), self._monitoring())
         was = record["schedule"] | (record.get("monitor") or {})
@@ -156,6 +157,22 @@ class Beginning:
         if self.standing.best_step is not None:
             self._restore_best(self.standing.best_step)
         return record
+
+    def _restored(self, checkpoints: Checkpoints) -> tuple[Any, dict[str, Any]]:
+        """The newest state and its record."""
+        try:
+            _, state, record = checkpoints.restore(self.state)
+        except ValueError:
+            # A setting that was changed says more than leaves that it made differ.
+            for step in reversed(checkpoints.steps()):
+                was = resuming.settings_of(self.out, step)
+                if was is not None:
+                    now = json.loads(
+                        sealed.written_record(resuming.plain(self.settings))
+                    )
+                    resuming.check_settings(self.out, was, now)
+            raise
+        return state, record
 
     def _restore_best(self, step: int) -> None:
         assert self._checkpoints is not None

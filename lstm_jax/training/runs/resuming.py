@@ -16,6 +16,15 @@ import numpy as np
 from lstm_jax.checks import border
 
 
+def settings_of(out: Any, step: int) -> dict[str, Any] | None:
+    """The settings of a checkpoint as they lie on disk; None where none can be read."""
+    path = pathlib.Path(out) / "checkpoints" / f"step_{step}" / "record.json"
+    try:
+        return json.loads(path.read_bytes())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # A damaged one: whoever reads it whole says so.
+
+
 def check_settings(out: Any, was: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuses other settings, and shows where they differ."""
     for name in sorted({*was, *now}):
