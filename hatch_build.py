@@ -60,7 +60,8 @@ class InstructionSet(NamedTuple):
     flags: tuple[str, ...]
 
 
-# For the kernels' own test: `python hatch_build.py --sanitize PROGRAM`.
+# For the kernels' own test, here and across: `python hatch_build.py --sanitize PROGRAM`,
+# `python hatch_build.py --static PROGRAM`.
 SANITIZED = (
     "-std=c++17",
     "-O1",
@@ -230,10 +231,11 @@ class KernelsBuildHook(BuildHookInterface):
 
 if __name__ == "__main__":
     source = FOLDER / "csrc"
-    if sys.argv[1:2] == ["--sanitize"]:
+    ways = {"--sanitize": (SANITIZED, ()), "--static": (FLAGS, ("-static",))}
+    if sys.argv[1:2] and sys.argv[1] in ways:
         tests = [
             (test, ()) for test in sorted(pathlib.Path("tests/native").glob("*.cc"))
         ]
-        _build(source, tests, pathlib.Path(sys.argv[2]), SANITIZED, ())
+        _build(source, tests, pathlib.Path(sys.argv[2]), *ways[sys.argv[1]])
     else:
         compile_library(source, FOLDER / LIBRARY)

@@ -116,10 +116,11 @@ def beam_search(
             f"length_penalty: expected from {-most:.1f} to {most:.1f} for a length of "
             f"{length}, got {length_penalty}."
         )
-    found = _found(
+    found, classes = _found(
         *(step, reading.bucket(length), width, read, stop),
         *(np.int32(length), np.float32(length_penalty), np.int32(fill)),
     )
+    reading.check_stops(stop, classes)
     return Hypotheses(
         found.tokens[:, :n_best, :length], *(part[:, :n_best] for part in found[1:])
     )
@@ -143,7 +144,12 @@ class _Search(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _found(step, longest, width, read, stop, length, penalty, fill):
+def _found(step, longest, width, read, *rest):
+    classes = reading.classes(step, read)
+    return _searched(step, longest, width, read, *rest), classes
+
+
+def _searched(step, longest, width, read, stop, length, penalty, fill):
     state, last = reading.read(step, read)
     rows = len(last)
     widened = lambda leaf: jnp.repeat(leaf, width, 0)

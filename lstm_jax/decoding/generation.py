@@ -114,10 +114,11 @@ def generate(
                 f"key: expected one, or one for each of {rows} rows, got "
                 f"{list(key.shape)}."
             )
-    written = _written(
+    written, classes = _written(
         *(step, reading.bucket(length), top_k, top_p, given, np.int32(length), key),
         *(temperature, stop, np.int32(fill)),
     )
+    reading.check_stops(stop, classes)
     return written._replace(tokens=written.tokens[:, :length])
 
 
@@ -134,6 +135,7 @@ class _Writing(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _written(step, longest, top_k, top_p, given, *rest):
     length, key, temperature, stop, fill = rest
+    classes = reading.classes(step, given)
     state, last = reading.read(step, given)
     zeros = jnp.zeros_like(last)
     blank = jnp.full((len(last), longest), fill)
@@ -153,7 +155,7 @@ def _written(step, longest, top_k, top_p, given, *rest):
             token = sampling.draw(logits, keys, temperature, top_k, top_p)
         return _with(now, state, logits, token, stop)
 
-    return lax.while_loop(goes_on, write, start).written
+    return lax.while_loop(goes_on, write, start).written, classes
 
 
 def _with(now: _Writing, state: PyTree, logits: Any, token: Array, stop: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,20 +39,23 @@ def checked(
     state = border.take_leaves("state", state)
     _check_rows(state, len(tokens))
     given = Given(border.take_leaves("params", params), state, tokens, lengths)
-    classes = _classes(step, given)
-    if stop.size and stop.max() >= classes:
-        raise ValueError(
-            f"stop: expected tokens below {classes}, which step has logits of, got "
-            f"{stop.max()}."
-        )
     return given, stop
 
 
-def _classes(step: Step, given: Given) -> int:
-    """V, of which a step makes logits."""
+def check_stops(stop: np.ndarray, classes: Array) -> None:
+    """Checks that each stop token is one of the V of :func:`classes`."""
+    if stop.size and stop.max() >= len(classes):
+        raise ValueError(
+            f"stop: expected tokens below {len(classes)}, which step has logits of, "
+            f"got {stop.max()}."
+        )
+
+
+def classes(step: Step, given: Given) -> Array:
+    """``[V, 0]``, for V, of which a step makes logits, is known where it is traced."""
     rows = len(given.tokens)
-    one = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    made = _stepped.eval_shape(step, given.params, given.state, one)
+    token = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    made = jax.eval_shape(step, given.params, given.state, token)
     if not isinstance(made, (tuple, list)) or len(made) != 2:
         raise TypeError(
             f"step: expected it to return (state, logits), got {type(made).__name__}."
@@ -65,12 +67,7 @@ def _classes(step: Step, given: Given) -> int:
             f"step: expected logits [B, V] with B = {rows}, as it was given tokens, "
             f"got {got}."
         )
-    return shape[1]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _stepped(step, params, state, tokens):
-    return step(params, state, tokens)
+    return jnp.zeros((shape[1], 0))
 
 
 def read(step: Step, given: Given) -> tuple[PyTree, Array]:
