@@ -60,7 +60,7 @@ class InstructionSet(NamedTuple):
     flags: tuple[str, ...]
 
 
-# For the kernels' own test, here and across: `python hatch_build.py --sanitize PROGRAM`,
+# For the kernels' own test: `python hatch_build.py --sanitize PROGRAM`, and across
 # `python hatch_build.py --static PROGRAM`.
 SANITIZED = (
     "-std=c++17",
