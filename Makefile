@@ -50,6 +50,7 @@ test-all:
 	if [ -n "$(NEWEST)" ]; then \
 	  $(MAKE) test PYTHON=$(NEWEST) VENV=.venv-newest PYTEST="--contract=pairs $(PYTEST)"; \
 	else echo "No Python 3.13 here: the tests ran on one lane."; fi
+	$(MAKE) peers PYTEST="--contract=all $(PYTEST)"
 
 # Runs of training, killed twenty times each and resumed: equal to unbroken ones to the bit.
 chaos: $(VENV)/package.stamp $(VENV)/tests.stamp

@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 
 import lstm_jax as lj
-from lstm_jax.convert.onnx import activations, from_onnx, to_onnx, writing
+from lstm_jax import activations
+from lstm_jax.convert.onnx import from_onnx, to_onnx, writing
 from tests.common import assert_close, normal, random_params
 
 I, H = 3, 4
