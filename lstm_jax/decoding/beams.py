@@ -109,7 +109,7 @@ def beam_search(
     if n_best > width:
         raise ValueError(f"n_best: expected at most width, {width}, got {n_best}.")
     fill = taking.integer("fill", fill)
-    read, stop = reading.checked(step, params, state, prompts, length, stop)
+    read, ends = reading.checked(step, params, state, prompts, length, stop)
     most = _LARGEST_POWER / math.log(max(length, 2))
     if abs(length_penalty) > most:
         raise ValueError(
@@ -117,10 +117,10 @@ def beam_search(
             f"{length}, got {length_penalty}."
         )
     found, classes = _found(
-        *(step, reading.bucket(length), width, read, stop),
+        *(step, reading.bucket(length), width, read, ends),
         *(np.int32(length), np.float32(length_penalty), np.int32(fill)),
     )
-    reading.check_stops(stop, classes)
+    reading.check_stops(ends, classes)
     return Hypotheses(
         found.tokens[:, :n_best, :length], *(part[:, :n_best] for part in found[1:])
     )

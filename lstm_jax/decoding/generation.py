@@ -105,7 +105,7 @@ def generate(
     """
     sampling.check_options(key, temperature, top_k, top_p)
     fill = taking.integer("fill", fill)
-    given, stop = reading.checked(step, params, state, prompts, length, stop)
+    given, ends = reading.checked(step, params, state, prompts, length, stop)
     rows = len(given.tokens)
     if key is not None:
         key = jax.random.split(key, rows) if key.shape == () else key
@@ -116,9 +116,9 @@ def generate(
             )
     written, classes = _written(
         *(step, reading.bucket(length), top_k, top_p, given, np.int32(length), key),
-        *(temperature, stop, np.int32(fill)),
+        *(temperature, ends, np.int32(fill)),
     )
-    reading.check_stops(stop, classes)
+    reading.check_stops(ends, classes)
     return written._replace(tokens=written.tokens[:, :length])
 
 
