@@ -300,7 +300,7 @@ ERRORS = {
     ),
     "a state of one layer": (
         lambda: cudnn.state_from_cudnn(
-            lj.LSTM(3, 5, 2), np.ones((1, 4, 5)), np.ones((1, 4, 5))
+            lj.LSTM(3, 5, 2), *np.ones((2, 1, 4, 5), np.float32)
         ),
         ValueError,
         "h: expected shape [L*D, *batch, P] with L*D = 2 * 1 and P = 5, got [1, 4, 5].",
