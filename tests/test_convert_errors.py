@@ -357,9 +357,7 @@ def test_wrong_types_are_refused(call, words):
 def test_float64_is_rounded_with_a_word():
     weights = without()
     wide = {name: value.astype(np.float64) for name, value in weights.items()}
-    with pytest.warns(
-        UserWarning, match="float64 becomes float32, since"
-    ):
+    with pytest.warns(UserWarning, match="float64 becomes float32, since"):
         _, params = from_torch(wide)
     assert params[0].forward.kernel.dtype == np.float32
     with jax.enable_x64(True):
