@@ -48,4 +48,5 @@ def _skip_fields(app, what, name, value, skip, options):
 
 
 def setup(app):
+    """Tells Sphinx what is left out."""
     app.connect("autodoc-skip-member", _skip_fields)
