@@ -11,6 +11,16 @@ import pytest
 # One in how many examples of a test is run where the suite is sampled, by module: those
 # that compile a program for each of many.
 SAMPLED = {
+    "test_data_given": 2,
+    "test_targets": 4,
+    "test_convert_flax_errors": 2,
+    "test_onnx_hostile": 2,
+    "test_onnx_nodes": 2,
+    "test_serving_refusals": 2,
+    "test_keras": 2,
+    "test_torch": 2,
+    "test_onnx": 2,
+    "test_shapes": 2,
     "test_beam_search": 4,
     "test_cells": 4,
     "test_checkpoints_damaged": 4,
@@ -77,11 +87,12 @@ jax.config.update("jax_legacy_prng_key", "error")
 def pytest_addoption(parser):
     parser.addoption(
         "--contract",
-        choices=("sample", "pairs", "all"),
+        choices=("few", "sample", "pairs", "all"),
         default="sample",
         help="how much runs of tests/contract and of what compiles much: a sample of "
-        "every cell, implementation, dtype and check; everything, but of the contract "
-        "every pair of a cell and an implementation, in some dtypes; every combination",
+        "every cell, implementation, dtype and check, with few examples of the rest or "
+        "some; everything, but of the contract every pair of a cell and an "
+        "implementation, in some dtypes; every combination",
     )
 
 
@@ -92,8 +103,10 @@ def pytest_collection_modifyitems(config, items):
     Which ones depends on their names alone. A test that is named is run.
     """
     named = any("::" in argument for argument in config.args)
-    if config.getoption("--contract") != "sample" or named:
+    how = config.getoption("--contract")
+    if how in ("pairs", "all") or named:
         return
+    fewer = 4 if how == "few" else 1
     examples = collections.defaultdict(list)
     for item in items:
         if hasattr(item, "callspec") and _module(item) in SAMPLED:
@@ -101,7 +114,7 @@ def pytest_collection_modifyitems(config, items):
     left_out = set()
     for numbered in examples.values():
         numbered.sort(key=lambda pair: pair[0])
-        kept = -(-len(numbered) // SAMPLED[_module(numbered[0][1])])
+        kept = -(-len(numbered) // (fewer * SAMPLED[_module(numbered[0][1])]))
         left_out |= {item for _, item in numbered[kept:]}
     config.hook.pytest_deselected(items=sorted(left_out, key=lambda i: i.nodeid))
     items[:] = [item for item in items if item not in left_out]
