@@ -106,7 +106,7 @@ def pytest_collection_modifyitems(config, items):
     how = config.getoption("--contract")
     if how in ("pairs", "all") or named:
         return
-    fewer = 4 if how == "few" else 1
+    fewer = 8 if how == "few" else 1
     examples = collections.defaultdict(list)
     for item in items:
         if hasattr(item, "callspec") and _module(item) in SAMPLED:
