@@ -104,7 +104,7 @@ def test_interrupted_training_keeps_what_it_learned(folder, tmp_path, run_here, 
 
 
 def test_a_run_goes_on_and_refuses_what_is_another(folder, tmp_path, run_here):
-    """The same two hundred steps at once, and in two goes."""
+    """The same steps at once, and in two goes."""
     small = ["--text", folder / "text.txt", *SMALL, "--sample-every", 30]
     assert run(*small, "--out", tmp_path / "whole", "--steps", 60).returncode == 0
     process = subprocess.Popen(
@@ -120,7 +120,7 @@ def test_a_run_goes_on_and_refuses_what_is_another(folder, tmp_path, run_here):
     refusals = {
         (*again,): "which holds a run",
         (*again, "--resume", "--learning-rate", 0.1): r"settings\['learning_rate'\]",
-        (*again, "--resume", "--hidden-size", 33): r"expected float32 \[33",
+        (*again, "--resume", "--hidden-size", 33): r"settings\['hidden_size'\]: expected",
         (
             *small,
             "--out",
