@@ -19,6 +19,10 @@ norm = torch.nn.utils.parametrizations.weight_norm
 old_norm = torch.nn.utils.weight_norm
 
 
+def ones(shape):
+    return np.ones(shape, np.float32)
+
+
 def lstm(seed=0, **options):
     torch.manual_seed(seed)
     module = torch.nn.LSTM(I, H, 2, bidirectional=True, **options)
@@ -199,16 +203,14 @@ ERRORS = {
         "after the prefix 'rnn.'. Pass a longer one.",
     ),
     "half a weight norm": (
-        lambda: from_torch(
-            weights_but("weight_hh_l0") | {"weight_hh_l0_v": np.ones(3)}
-        ),
+        lambda: from_torch(weights_but("weight_hh_l0") | {"weight_hh_l0_v": ones(3)}),
         "state_dict: the array of weight_hh_l0 whose name ends in _g is missing. It "
         "and weight_hh_l0_v are one weight.",
     ),
     "half a new weight norm": (
         lambda: from_torch(
             weights_but("weight_hh_l0")
-            | {"parametrizations.weight_hh_l0.original0": np.ones(3)}
+            | {"parametrizations.weight_hh_l0.original0": ones(3)}
         ),
         "whose name ends in .original1 is missing. Weights such as parametrizations."
         "weight_hh_l0.original0 are parametrized: call torch.nn.utils.parametrize",
@@ -216,7 +218,7 @@ ERRORS = {
     "a weight norm's lengths": (
         lambda: from_torch(
             weights_but("weight_hh_l0")
-            | {"weight_hh_l0_g": np.ones((20, 5)), "weight_hh_l0_v": np.ones((20, 5))}
+            | {"weight_hh_l0_g": ones((20, 5)), "weight_hh_l0_v": ones((20, 5))}
         ),
         "weight_hh_l0_g: expected shape [20, 1] or [1, 5] or [], as weight norm has it "
         "for weight_hh_l0_v of shape [20, 5], got [20, 5]. For another parametrization",
@@ -224,15 +226,13 @@ ERRORS = {
     "a normalised weight of another shape": (
         lambda: from_torch(
             weights_but("weight_hh_l0")
-            | {"weight_hh_l0_g": np.ones((15, 1)), "weight_hh_l0_v": np.ones((15, 5))}
+            | {"weight_hh_l0_g": ones((15, 1)), "weight_hh_l0_v": ones((15, 5))}
         ),
         "weight_hh_l0_v: expected shape [4H, H] = [20, 5], got [15, 5]. These look lik",
     ),
     "a weight and its parts": (
         lambda: from_torch(
-            weights_but(
-                weight_hh_l0_g=np.ones((20, 1)), weight_hh_l0_v=np.ones((20, 5))
-            )
+            weights_but(weight_hh_l0_g=ones((20, 1)), weight_hh_l0_v=ones((20, 5)))
         ),
         "weight_hh_l0_v are both weight_hh_l0.",
     ),
@@ -251,7 +251,7 @@ ERRORS = {
     "a pruned weight's mask": (
         lambda: from_torch(
             weights_but("weight_hh_l0")
-            | {"weight_hh_l0_orig": np.ones((20, 5)), "weight_hh_l0_mask": np.ones(5)}
+            | {"weight_hh_l0_orig": ones((20, 5)), "weight_hh_l0_mask": ones(5)}
         ),
         "weight_hh_l0_mask: expected shape that of weight_hh_l0_orig = [20, 5], got "
         "[5].",
@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_refused(call, words):
 
 
 def test_a_mask_is_of_numbers():
-    mask = {"weight_hh_l0_orig": np.ones((20, 5)), "weight_hh_l0_mask": np.int32(1)}
+    mask = {"weight_hh_l0_orig": ones((20, 5)), "weight_hh_l0_mask": np.int32(1)}
     with pytest.raises(
         TypeError, match=r"weight_hh_l0_mask: expected a floating dtype"
     ):
