@@ -120,7 +120,12 @@ def test_a_run_goes_on_and_refuses_what_is_another(folder, tmp_path, run_here):
     refusals = {
         (*again,): "which holds a run",
         (*again, "--resume", "--learning-rate", 0.1): r"settings\['learning_rate'\]",
-        (*again, "--resume", "--hidden-size", 33): r"settings\['hidden_size'\]: expected",
+        (
+            *again,
+            "--resume",
+            "--hidden-size",
+            33,
+        ): r"settings\['hidden_size'\]: expected",
         (
             *small,
             "--out",
