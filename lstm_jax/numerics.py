@@ -97,6 +97,19 @@ def as_last_axes(values: Array, like: Array) -> Array:
     return jnp.expand_dims(values.astype(like.dtype), axes)
 
 
+def added(a: PyTree, b: PyTree) -> PyTree:
+    """``a + b``; None is zero, in ``b`` in place of a whole part too."""
+    if a is None:
+        return b
+
+    def add(part, to):
+        if part is None or to is None:
+            return to if part is None else part
+        return to + part
+
+    return jax.tree.map(add, b, a, is_leaf=lambda part: part is None)
+
+
 def where_rows(condition: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
     """Selects whole rows: ``condition`` has the leading axes only."""
 

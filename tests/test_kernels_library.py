@@ -1,5 +1,6 @@
 """The compiled library: what it is given, what it is told, where it is known."""
 
+import functools
 import os
 import pickle
 import re
@@ -15,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import lstm_jax as lj
 from lstm_jax.recurrence.cpu import library
+from lstm_jax.recurrence.cpu.step import Step
 from tests.common import assert_close, normal, random_params
 
 WHY = lj.implementations()["cpu"]
@@ -30,6 +32,11 @@ BUFFERS = {
     "bias": (3, (19,)),
     "empty": (2, (0,)),
     "valid": (7, (2, 7)),
+    "peephole": (11, (4, 5)),
+    "recurrent_mask": (12, (2, 6)),
+    "output_mask": (13, (2, 4)),
+    "keep_h": (14, (7, 2, 4), bool),
+    "keep_c": (15, (2, 7, 5), bool),
 }
 
 
@@ -42,18 +49,24 @@ def test_wrong_buffers_are_an_error(change):
     args = [
         *(jnp.zeros(s) for s in [(T, B, I), (I, 4 * H), (H, 4 * H), (4 * H,), (0,)]),
         *(jnp.zeros((B, H)), jnp.zeros((B, H)), flags, flags, empty, empty),
+        *(empty, empty, empty, flags, flags),
     ]
     results = [
         jax.ShapeDtypeStruct(s, f32) for s in [(T, B, H), (0,), (B, H), (B, H)]
     ] + [jax.ShapeDtypeStruct((0,), dtype) for dtype in ("uint32", "uint32", f32)]
-    call = jax.ffi.ffi_call(library.FORWARD, results)
-    jax.block_until_ready(call(*args, reverse=np.int64(0)))
+    call = functools.partial(
+        jax.ffi.ffi_call(library.FORWARD, results),
+        reverse=np.int64(0),
+        standard=True,
+        **Step(lj.LSTMCell(I, H)).attributes,
+    )
+    jax.block_until_ready(call(*args))
     bad = jnp.ones(shape, dtype[0] if dtype else args[position].dtype)
     args[position] = bad
     with pytest.raises(jax.errors.JaxRuntimeError, match="lstm_jax"):
-        jax.block_until_ready(call(*args, reverse=np.int64(0)))
+        jax.block_until_ready(call(*args))
     with pytest.raises(jax.errors.JaxRuntimeError, match="number of buffers"):
-        jax.block_until_ready(call(*args[:-1], reverse=np.int64(0)))
+        jax.block_until_ready(call(*args[:-1]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -117,6 +130,7 @@ def test_other_instruction_sets_agree(isa):
 import jax, numpy as np
 import lstm_jax as lj
 from lstm_jax.recurrence.cpu import library
+from lstm_jax.recurrence.cpu.step import Step
 from tests.test_cpu import program, ALL
 from tests.common import assert_close
 cell = lj.LSTMCell(9, 21, proj_size=13)

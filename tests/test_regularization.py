@@ -9,7 +9,7 @@ import pytest
 
 import lstm_jax as lj
 from lstm_jax import training
-from lstm_jax.cells.regularized import _Noise
+from lstm_jax.cells.regularized import Noise
 from tests.common import assert_close, normal, random_params, random_state
 from tests.oracles import cells as oracle
 
@@ -128,7 +128,7 @@ def test_noisy_steps_agree_with_the_equations(names):
     inputs, keep = XS, (None, None)
     if running is CELL:
         # What is dropped of inputs and weights is dropped before the first step.
-        inputs, noise = jnp.moveaxis(xs, 0, 1), _Noise(noise, None, None, None)
+        inputs, noise = jnp.moveaxis(xs, 0, 1), Noise(noise, None, None, None)
     elif isinstance(xs, tuple):
         keep = xs[1]
     params = {

@@ -33,7 +33,9 @@ class Cell(Description):
         input_shape: the shape of one input; None for a vector of any size.
         output_size: the size of one output's last axis; a stack asks for it.
         additive: whether ``update`` depends on z and r through ``z + r`` alone, so that
-            less has to be kept for the backward pass.
+            less has to be kept for the backward pass. Where r is None, or a part of it,
+            z stands alone.
+        outputs_hidden: whether an output is the h that enters the next step's product.
         standard: whether the step is that of the standard LSTM, which has fast kernels.
         noisy: whether a key changes anything.
         without_noise: the cell that runs where there is no key, of equal steps.
@@ -69,6 +71,7 @@ class Cell(Description):
     input_shape: Any = None
     output_size: Any = None
     additive: Any = False
+    outputs_hidden: Any = True
     standard: Any = False
     noisy: Any = False
     param_letters: Any = {}

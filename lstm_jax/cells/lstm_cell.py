@@ -154,10 +154,14 @@ class LSTMCell(LearnedStart):
     @property
     def standard(self) -> bool:
         """Whether the steps are those of the standard LSTM, which has fast kernels."""
-        return type(self) is LSTMCell and all(
+        return type(self) is LSTMCell and self.is_standard_but_for()
+
+    def is_standard_but_for(self, *names: str) -> bool:
+        """Whether only these options may make a step another than the standard one."""
+        return all(
             getattr(self, field.name) == field.default
             for field in dataclasses.fields(self)
-            if field.name not in self.STANDARD
+            if field.name not in (*self.STANDARD, *names)
         )
 
     @property

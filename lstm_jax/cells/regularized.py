@@ -244,7 +244,7 @@ class Regularized(Cell):
             if input_mask is not None:
                 xs = xs * as_last_axes(input_mask, xs)
             return self.without_noise, params, xs
-        noise = _Noise(
+        noise = Noise(
             params,
             input_mask,
             mask("recurrent_dropout", h.h.shape) if hasattr(h, "h") else None,
@@ -252,7 +252,7 @@ class Regularized(Cell):
         )
         if self.zoneout_h or self.zoneout_c:
             xs = (xs, (keep("zoneout_h", "h"), keep("zoneout_c", "c")))
-        return _Noisy(self), noise, xs
+        return Noisy(self), noise, xs
 
     def _drop_connect(self, key: Array, params: PyTree) -> PyTree:
         if not self.drop_connect:
@@ -266,7 +266,7 @@ class Regularized(Cell):
         return params._replace(recurrent_kernel=kernel)
 
 
-class _Noise(NamedTuple):
+class Noise(NamedTuple):
     """The parameters of a noisy cell: the cell's own, and masks of one row each."""
 
     params: PyTree
@@ -277,7 +277,7 @@ class _Noise(NamedTuple):
 
 @slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
-class _Noisy(Cell):
+class Noisy(Cell):
     """A regularized cell while it is trained, as the loop takes it."""
 
     regularized: Regularized
@@ -288,22 +288,33 @@ class _Noisy(Cell):
 
     @property
     def additive(self) -> bool:
-        return self.regularized.additive and not self._zones
+        """Whether a step depends on inputs and state through their sum alone."""
+        return self.regularized.additive
+
+    @property
+    def outputs_hidden(self) -> bool:
+        """Whether an output is the h that enters the next product: without masks."""
+        rates = self.regularized
+        return not (rates.recurrent_dropout or rates.output_dropout)
 
     @property
     def dtype(self) -> Any:
+        """That of the cell inside."""
         return self.regularized.dtype
 
     def zero_state(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
+        """Returns the state of zeros of the cell inside."""
         return self.regularized.zero_state(batch_shape, dtype)
 
-    def params_by_row(self, params: _Noise) -> _Noise:
-        return _Noise(
+    def params_by_row(self, params: Noise) -> Noise:
+        """Returns the same of the cell inside; masks have a row for each."""
+        return Noise(
             self.regularized.params_by_row(params.params),
             *jax.tree.map(lambda mask: True, tuple(params[1:])),
         )
 
-    def project(self, params: _Noise, xs: PyTree) -> PyTree:
+    def project(self, params: Noise, xs: PyTree) -> PyTree:
+        """Returns what the inputs contribute, and what zoneout keeps."""
         keep = None
         if self._zones:
             xs, keep = xs
@@ -312,18 +323,21 @@ class _Noisy(Cell):
         z = self.regularized.cell.project(params.params, xs)
         return (z, keep) if self._zones else z
 
-    def recur(self, params: _Noise, state: Any) -> PyTree:
+    def recur(self, params: Noise, state: Any) -> PyTree:
+        """Returns what the state contributes."""
         if params.recurrent_mask is not None:
             h = state.h * as_last_axes(params.recurrent_mask, state.h)
             state = state._replace(h=h)
-        return self.regularized.cell.recur(params.params, state)
+        r = self.regularized.cell.recur(params.params, state)
+        return (r, None) if self._zones else r
 
     def update(
-        self, params: _Noise, state: Any, z: PyTree, r: PyTree
+        self, params: Noise, state: Any, z: PyTree, r: PyTree
     ) -> tuple[Any, PyTree]:
+        """Returns ``(state, y)``."""
         keep = (None, None)
         if self._zones:
-            z, keep = z
+            (z, keep), (r, _) = z, r
         after, y = self.regularized.cell.update(params.params, state, z, r)
         after, y = self.regularized.zone_out(state, after, y, keep)
         if params.output_mask is not None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell
+from lstm_jax.numerics import added
 from lstm_jax.types import Array, LSTMState, PyTree
 
 # Rows of the tape are as long as whole vectors of the widest processor.
@@ -73,7 +74,7 @@ class Saved(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """What is saved of a cell that kernels run: bits, on every platform as many.
+    """What is saved of an LSTM that kernels run: bits, on every platform as many.
 
     Shapes and dtypes follow from those of the inputs alone, since one trace may be
     lowered for several platforms. What a row holds, and in which order, is the business
@@ -136,8 +137,8 @@ class Implementation:
 
     def pullback(
         self, call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
-    ) -> list[Array]:
-        """The backward pass.
+    ) -> list[Array] | None:
+        """The backward pass, or None: the reference runs it anew.
 
         The arguments are the leaves of the inputs, what was saved (``call.kept``), and
         the cotangents of ``call.emit``.
@@ -273,9 +274,10 @@ def cast_like(values: Sequence[Array], shapes: Sequence[Any]) -> list[Array]:
     ]
 
 
-def has_controls(inputs: Inputs) -> bool:
+def keeps_entering(cell: Cell, inputs: Inputs) -> bool:
     """Whether the h that enters a step may be another than the output before."""
-    return inputs.valid is not None or inputs.reset is not None
+    controls = inputs.valid is not None or inputs.reset is not None
+    return controls or not cell.outputs_hidden
 
 
 def output_shapes(call: Call, direction: int, inputs: Inputs) -> Outputs:
@@ -286,7 +288,7 @@ def output_shapes(call: Call, direction: int, inputs: Inputs) -> Outputs:
     state = jax.tree.map(_like, inputs.state)
     saved = Saved(*jax.tree.map(for_all, (state, pre)))
     if call.taped:
-        saved = _tape_shapes(inputs)
+        saved = _tape_shapes(call.cell, inputs)
     ys = jax.tree.map(for_all, state if call.emit_states else y)
     return Outputs(state, ys, saved)
 
@@ -319,16 +321,17 @@ def _traced_step(cell: Cell, structure: Any, leaves: tuple) -> tuple:
     return *shapes, frozenset(jaxpr.effects)
 
 
-def _tape_shapes(inputs: Inputs) -> Tape:
+def _tape_shapes(cell: Cell, inputs: Inputs) -> Tape:
     *leading, hidden = inputs.state.c.shape
-    steps = (inputs.xs.shape[0], *leading)
+    xs = jax.tree.leaves(inputs.xs)[0]
+    steps = (xs.shape[0], *leading)
     units = -(-hidden // TAPE_UNITS) * TAPE_UNITS
     entering = None
-    if has_controls(inputs):
+    if keeps_entering(cell, inputs):
         shape = (*steps, inputs.state.h.shape[-1])
         entering = jax.ShapeDtypeStruct(shape, inputs.state.h.dtype)
     return Tape(
-        jax.ShapeDtypeStruct((*steps, 4 * units), bits_of(inputs.xs.dtype)),
+        jax.ShapeDtypeStruct((*steps, 4 * units), bits_of(xs.dtype)),
         jax.ShapeDtypeStruct((*steps, units), bits_of(inputs.state.c.dtype)),
         entering,
     )
@@ -366,4 +369,4 @@ def output_axes(shapes: tuple[Outputs, ...]) -> list[int]:
 
 def keep(cell: Cell, z: PyTree, r: PyTree) -> tuple[PyTree, PyTree]:
     """What ``update`` needs of z and r: their sum, where it depends on that alone."""
-    return (jax.tree.map(jnp.add, z, r), None) if cell.additive else (z, r)
+    return (added(z, r), None) if cell.additive else (z, r)

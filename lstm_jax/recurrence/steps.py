@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.base import Cell
-from lstm_jax.numerics import merging_rows, where_rows, widened, zero_where_not
+from lstm_jax.numerics import added, merging_rows, where_rows, widened, zero_where_not
 from lstm_jax.recurrence.blocks import scan_blocks
 from lstm_jax.recurrence.contract import Call, Inputs, Saved, keep
 from lstm_jax.types import Array, PyTree
@@ -118,7 +118,7 @@ def one_tangent(
     with merging_rows(how.merge):
         d_zs = _jvp(cell.project, (params, inputs.xs), (d_params, d_inputs.xs))
         d_rs = _jvp(lambda p: cell.recur(p, states), (params,), (d_params,))
-    d_pres = (_sum(d_zs, d_rs), None) if cell.additive else (d_zs, d_rs)
+    d_pres = (added(d_zs, d_rs), None) if cell.additive else (d_zs, d_rs)
     d_reset_state = _instantiated(inputs.reset_state, d_inputs.reset_state)
     d_update = _update_tangent(cell, inputs, d_params, how)
 
@@ -127,10 +127,9 @@ def one_tangent(
         d_state = enter(d_state, new, d_reset_state)
         _, d_through = jax.jvp(lambda s: cell.recur(params, s), (state,), (d_state,))
         if cell.additive:
-            d_pre = (_sum(d_z, d_through), None)
+            d_pre = (added(d_z, d_through), None)
         else:
-            nothing = jax.tree.map(lambda leaf: None, pre[0])
-            d_pre = (nothing if d_z is None else d_z, _sum(d_r, d_through))
+            d_pre = (d_z, added(d_r, d_through))
         d_after, d_y = hold(ok, d_state, d_update(state, pre, d_state, d_pre))
         return d_after, zero_where_not(ok, d_after if call.emit_states else d_y)
 
@@ -188,7 +187,7 @@ def _jvp(function: Callable, primals: tuple, tangents: tuple) -> Any:
     given = structure.flatten_up_to(tangents)
     moving = [n for n, tangent in enumerate(given) if tangent is not None]
     if not moving:
-        return None
+        return jax.tree.map(lambda leaf: None, jax.eval_shape(function, *primals))
 
     def of_moving(*some):
         merged = dict(enumerate(leaves)) | dict(zip(moving, some, strict=True))
@@ -209,13 +208,6 @@ def _instantiated(primals: PyTree, tangents: PyTree) -> PyTree:
     """Tangents with zeros where there is none."""
     zeros = lambda leaf, tangent: jnp.zeros_like(leaf) if tangent is None else tangent
     return jax.tree.map(zeros, primals, tangents)
-
-
-def _sum(a: PyTree, b: PyTree) -> PyTree:
-    """The sum of two tangents; None is zero."""
-    if a is None or b is None:
-        return b if a is None else a
-    return jax.tree.map(jnp.add, a, b)
 
 
 def _update(cell: Cell, params: PyTree, state: PyTree, kept: tuple) -> tuple:

@@ -55,7 +55,7 @@ class Reference(Implementation):
         ):
             if saving & set(call.emit):
                 last, ys, saved = save(call, one, reverse, how)
-                saved = tape.pack(one, saved) if call.taped else saved
+                saved = tape.pack(call.cell, one, saved) if call.taped else saved
             else:
                 (last, ys), saved = forward(call, one, reverse, how), shapes[n].saved
             results.append(Outputs(last, ys, saved))
@@ -108,7 +108,7 @@ def tangent(
     ):
         saved, hidden = all_saved[n]
         if call.taped:
-            saved = tape.unpack(one, saved, hidden, reverse)
+            saved = tape.unpack(call.cell, one, saved, hidden, reverse)
         d_one = one_tangent(call, one, d_inputs[n], saved, reverse, arrangement(target))
         results.append(Outputs(*d_one, shapes[n].saved))
     return cast_like(call.emitted(shapes, results), call.emitted(shapes, shapes))

@@ -59,7 +59,7 @@ class Memory {
         a_(test.arguments),
         g_(test.arguments),
         ys_(Floats(test.sizes.steps * test.sizes.rows * test.sizes.outputs)),
-        entering_(Floats(test.controls ? ys_.Read().size() : 0)),
+        entering_(Floats(KeepsEntering(test) ? ys_.Read().size() : 0)),
         last_h_(Floats(test.sizes.rows * test.sizes.outputs)),
         d_ys_(test.d_ys),
         d_h_(test.d_h),
@@ -102,6 +102,7 @@ class Memory {
     p.d_c = g_.c.data();
     p.d_reset_h = g_.reset_h.data();
     p.d_reset_c = g_.reset_c.data();
+    p.d_peephole = g_.peephole.data();
     return p;
   }
 
@@ -116,10 +117,15 @@ class Memory {
   Arguments Gradients() const {
     return {g_.xs.Read(),   g_.kernel.Read(),     g_.recurrent.Read(),
             g_.bias.Read(), g_.projection.Read(), g_.h.Read(),
-            g_.c.Read(),    g_.reset_h.Read(),    g_.reset_c.Read()};
+            g_.c.Read(),    g_.reset_h.Read(),    g_.reset_c.Read(),
+            g_.peephole.Read()};
   }
 
  private:
+  static bool KeepsEntering(const Case& test) {
+    return test.controls || test.variant.recurrent_mask || test.variant.output_mask;
+  }
+
   struct Buffers {
     explicit Buffers(const Arguments& a)
         : xs(a.xs),
@@ -129,9 +135,10 @@ class Memory {
           projection(a.projection),
           h(a.h),
           reset_h(a.reset_h),
+          peephole(a.peephole),
           c(a.c),
           reset_c(a.reset_c) {}
-    Buffer<Scalar> xs, kernel, recurrent, bias, projection, h, reset_h;
+    Buffer<Scalar> xs, kernel, recurrent, bias, projection, h, reset_h, peephole;
     Buffer<float> c, reset_c;
   };
 
@@ -142,6 +149,11 @@ class Memory {
     p.weights = {a_.kernel.data(), a_.recurrent.data(), a_.bias.data(),
                  a_.projection.data()};
     p.state = {a_.h.data(), a_.c.data()};
+    const Variant<float>& v = test_.variant;
+    p.variant = {v.standard,       v.coupled,      v.linear_candidate, v.linear_output,
+                 v.clip,           v.cell_clip,    v.zoneout_h,        v.zoneout_c,
+                 a_.peephole.data(), v.recurrent_mask, v.output_mask,  v.keep_h,
+                 v.keep_c};
     if (test_.controls) {
       p.controls = {
           test_.valid.get(), test_.reset.get(), {a_.reset_h.data(), a_.reset_c.data()}};

@@ -31,11 +31,11 @@ void AddProduct(const Doubles& x, int64_t row, int64_t depth, const Doubles& mat
 
 // The arguments, moved.
 struct Moved {
-  Doubles xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c;
+  Doubles xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c, peephole;
 
   Moved(Arguments& arguments, Arguments& direction, double step) {
-    Doubles* const to[] = {&xs, &kernel, &recurrent, &bias,   &projection,
-                           &h,  &c,      &reset_h,   &reset_c};
+    Doubles* const to[] = {&xs, &kernel, &recurrent, &bias,    &projection,
+                           &h,  &c,      &reset_h,   &reset_c, &peephole};
     const std::vector<Floats*> from = arguments.All(), along = direction.All();
     for (size_t k = 0; k < from.size(); ++k) {
       to[k]->assign(from[k]->begin(), from[k]->end());
@@ -56,24 +56,102 @@ RowState StateOf(const Doubles& h, const Doubles& c, int64_t row, const Sizes& s
   return {part(h, s.outputs), part(c, s.units)};
 }
 
+double Clip(double x, double limit) { return std::fmax(std::fmin(x, limit), -limit); }
+
+double Mix(const bool* keep, int64_t at, float rate, double before, double after) {
+  if (keep) return keep[at] ? before : after;
+  return rate * before + (1 - rate) * after;
+}
+
 // One step of one row; `at` is its place in xs.
-void Step(const Moved& a, const Sizes& s, int64_t at, RowState& state) {
-  const int64_t H = s.units;
-  Doubles z = a.bias, m(H);
-  z.resize(4 * H, 0);
+void Step(const Moved& a, const Case& test, int64_t at, RowState& state) {
+  const Sizes& s = test.sizes;
+  const Variant<float>& v = test.variant;
+  const int64_t H = s.units, P = s.outputs, row = at % s.rows;
+  Doubles z = a.bias, m(H), entering = state.h;
+  z.resize(s.columns(), 0);
+  for (int64_t p = 0; v.recurrent_mask && p < P; ++p) {
+    entering[p] *= v.recurrent_mask[row * P + p];
+  }
   AddProduct(a.xs, at, s.inputs, a.kernel, z);
-  AddProduct(state.h, 0, s.outputs, a.recurrent, z);
+  AddProduct(entering, 0, P, a.recurrent, z);
   for (int64_t u = 0; u < H; ++u) {
-    state.c[u] =
-        Sigmoid(z[H + u]) * state.c[u] + Sigmoid(z[u]) * std::tanh(z[2 * H + u]);
-    m[u] = Sigmoid(z[3 * H + u]) * std::tanh(state.c[u]);
+    int64_t seeing = 0;  // which of the gates that see c is next
+    const auto pre = [&](int gate) {
+      return z[s.gates.place[gate] * H + u];
+    };
+    const auto gate = [&](int number, double seen) {
+      if (s.gates.place[number] == kNoGate) return 1.0;
+      double x = pre(number);
+      if (!a.peephole.empty()) x += a.peephole[seeing++ * H + u] * seen;
+      return Sigmoid(Clip(x, v.clip));
+    };
+    const double before = state.c[u];
+    const double i = gate(0, before);
+    const double f = v.coupled ? 1 - i : gate(1, before);
+    const double g = Clip(pre(2), v.clip);
+    const double c = Clip(
+        f * before + i * (v.linear_candidate ? g : std::tanh(g)), v.cell_clip);
+    m[u] = gate(3, c) * (v.linear_output ? c : std::tanh(c));
+    state.c[u] = Mix(v.keep_c, at * H + u, v.zoneout_c, before, c);
   }
-  if (!s.projected) {
-    state.h = m;
-    return;
+  Doubles made = m;
+  if (s.projected) {
+    made.assign(P, 0);
+    AddProduct(m, 0, H, a.projection, made);
   }
-  state.h.assign(s.outputs, 0);
-  AddProduct(m, 0, H, a.projection, state.h);
+  for (int64_t p = 0; p < P; ++p) {
+    state.h[p] = Mix(v.keep_h, at * P + p, v.zoneout_h, state.h[p], made[p]);
+  }
+}
+
+std::unique_ptr<bool[]> RandomBools(int64_t size) {
+  std::unique_ptr<bool[]> bools(new bool[size]);
+  for (int64_t n = 0; n < size; ++n) bools[n] = Uniform(0, 2) == 0;
+  return bools;
+}
+
+Floats RandomMask(int64_t size) {
+  Floats mask(size);
+  for (float& value : mask) value = Uniform(0, 3) ? 1.5f : 0;
+  return mask;
+}
+
+// Any of what there is, together: one in four has none of it.
+void SetVariant(Case& c) {
+  Sizes& s = c.sizes;
+  Variant<float>& v = c.variant;
+  const float kNone = INFINITY;
+  v = {};
+  v.clip = v.cell_clip = kNone;
+  v.standard = Uniform(0, 3) == 0;
+  if (v.standard) return;
+  constexpr GateOrder kOrders[] = {kAllGates,
+                                   {3, {kNoGate, 0, 1, 2}},
+                                   {3, {0, kNoGate, 1, 2}},
+                                   {3, {0, 1, 2, kNoGate}}};
+  const int order = Uniform(0, 5);
+  if (order < 4) s.gates = kOrders[order];
+  v.coupled = s.gates.place[1] == kNoGate && Uniform(0, 1);
+  v.linear_candidate = Uniform(0, 5) == 0;
+  v.linear_output = Uniform(0, 5) == 0;
+  if (Uniform(0, 3) == 0) v.clip = 1;
+  if (Uniform(0, 3) == 0) v.cell_clip = 0.4f;
+  if (Uniform(0, 2)) {
+    const int64_t gates = s.gates.count - 1;
+    c.arguments.peephole = Normal(gates * s.units, 0.5);
+  }
+  const int64_t outputs = s.rows * s.outputs;
+  if (Uniform(0, 2) == 0) c.recurrent_mask = RandomMask(outputs);
+  if (Uniform(0, 2) == 0) c.output_mask = RandomMask(outputs);
+  v.recurrent_mask = c.recurrent_mask.empty() ? nullptr : c.recurrent_mask.data();
+  v.output_mask = c.output_mask.empty() ? nullptr : c.output_mask.data();
+  if (Uniform(0, 2) == 0) v.zoneout_h = 0.3f;
+  if (Uniform(0, 2) == 0) v.zoneout_c = 0.2f;
+  if (Uniform(0, 2) == 0) c.keep_h = RandomBools(s.steps * outputs);
+  if (Uniform(0, 2) == 0) c.keep_c = RandomBools(s.steps * s.rows * s.units);
+  v.keep_h = c.keep_h.get();
+  v.keep_c = c.keep_c.get();
 }
 
 }  // namespace
@@ -91,13 +169,15 @@ Case RandomCase() {
   const int64_t H = Uniform(1, 70);
   const bool projected = H > 1 && Uniform(0, 2) == 0;
   const int64_t P = projected ? Uniform(1, static_cast<int>(H) - 1) : H;
-  c.sizes = {T, B, I, H, P, projected, Uniform(0, 1) == 1};
+  c.sizes = {T, B, I, H, P, projected, Uniform(0, 1) == 1, kAllGates};
+  SetVariant(c);
+  const int64_t columns = c.sizes.columns();
   c.controls = Uniform(0, 1) == 1;
   Arguments& a = c.arguments;
   a.xs = Normal(T * B * I, 1);
-  a.kernel = Normal(I * 4 * H, 0.5 / std::sqrt(I));
-  a.recurrent = Normal(P * 4 * H, 0.5 / std::sqrt(P));
-  a.bias = Normal(Uniform(0, 1) * 4 * H, 0.5);
+  a.kernel = Normal(I * columns, 0.5 / std::sqrt(I));
+  a.recurrent = Normal(P * columns, 0.5 / std::sqrt(P));
+  a.bias = Normal(Uniform(0, 1) * columns, 0.5);
   a.projection = Normal(projected ? H * P : 0, 1 / std::sqrt(H));
   a.h = Normal(B * P, 0.5);
   a.c = Normal(B * H, 0.5);
@@ -126,10 +206,12 @@ double Loss(Case& test, Arguments& direction, double step, std::vector<double>* 
       if (test.controls && test.reset[at])
         state = StateOf(a.reset_h, a.reset_c, row, s);
       if (test.controls && !test.valid[at]) continue;
-      Step(a, s, at, state);
+      Step(a, test, at, state);
       for (int64_t p = 0; p < s.outputs; ++p) {
-        loss += state.h[p] * test.d_ys[at * s.outputs + p];
-        if (ys) (*ys)[at * s.outputs + p] = state.h[p];
+        const float* mask = test.variant.output_mask;
+        const double y = state.h[p] * (mask ? mask[row * s.outputs + p] : 1);
+        loss += y * test.d_ys[at * s.outputs + p];
+        if (ys) (*ys)[at * s.outputs + p] = y;
       }
     }
     for (int64_t p = 0; p < s.outputs; ++p) {

@@ -14,10 +14,11 @@ using Floats = std::vector<float>;
 
 // All that the result depends on, in one vector each, so that it can be perturbed.
 struct Arguments {
-  Floats xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c;
+  Floats xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c, peephole;
 
   std::vector<Floats*> All() {
-    return {&xs, &kernel, &recurrent, &bias, &projection, &h, &c, &reset_h, &reset_c};
+    return {&xs, &kernel, &recurrent, &bias,    &projection,
+            &h,  &c,      &reset_h,   &reset_c, &peephole};
   }
 };
 
@@ -26,6 +27,10 @@ struct Case {
   bool controls;
   Arguments arguments;
   std::unique_ptr<bool[]> valid, reset;
+  // Pointers are those of what follows, but that of the peephole is null.
+  Variant<float> variant;
+  Floats recurrent_mask, output_mask;
+  std::unique_ptr<bool[]> keep_h, keep_c;
   Floats d_ys, d_h, d_c;
 };
 

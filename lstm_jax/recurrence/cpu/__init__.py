@@ -1,6 +1,6 @@
 """The recurrence on a CPU, as compiled kernels.
 
-They run the standard cell, with or without bias and projection, in float32 and
+They run the LSTM with most of its options (:func:`step_of` says which), in float32 and
 bfloat16 (which accumulates in float32). ``csrc/`` holds their source and says how they
 work.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell
-from lstm_jax.cells.lstm_cell import LSTMCell
 from lstm_jax.meshes import per_shard
 from lstm_jax.recurrence.contract import (
     Call,
@@ -24,6 +24,7 @@ from lstm_jax.recurrence.contract import (
     output_axes,
 )
 from lstm_jax.recurrence.cpu import calls, library
+from lstm_jax.recurrence.cpu.step import step_of
 from lstm_jax.types import Array
 
 _DTYPES = (jnp.float32, jnp.bfloat16)
@@ -44,8 +45,8 @@ class Kernels(Implementation):
         """Why the kernels cannot run a cell in a compute dtype; None if they can."""
         if reason := self.unavailable():
             return reason
-        if not isinstance(cell, LSTMCell) or not cell.standard:
-            return f"runs the standard LSTMCell only, not {cell}"
+        if step_of(cell) is None:
+            return f"runs LSTMCell without some of its options, not {cell}"
         if jnp.dtype(dtype) not in _DTYPES:
             return f"computes in float32 and bfloat16 only, not {jnp.dtype(dtype)}"
         return None
@@ -61,8 +62,10 @@ class Kernels(Implementation):
 
     def pullback(
         self, call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
-    ) -> list[Array]:
+    ) -> list[Array] | None:
         """The backward pass, one call for all directions."""
+        if calls.masks_wanted(call, which):
+            return None
         run = lambda *args: calls.pullback(call, which, args)
         if not target.partitioned:
             return run(*args)
@@ -75,4 +78,4 @@ class Kernels(Implementation):
 
 
 def _batch_ndim(call: Call, args: Sequence[Array]) -> int:
-    return call.inputs(args[: call.leaves])[0].xs.ndim - 2
+    return jax.tree.leaves(call.inputs(args[: call.leaves])[0].xs)[0].ndim - 2

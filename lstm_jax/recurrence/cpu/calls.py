@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.cells.regularized import Noise
+from lstm_jax.numerics import as_last_axes
 from lstm_jax.recurrence.contract import (
     Call,
     Inputs,
@@ -26,21 +29,22 @@ from lstm_jax.recurrence.contract import (
     saved_of,
 )
 from lstm_jax.recurrence.cpu import library
+from lstm_jax.recurrence.cpu.step import given, lstm_params, step_of
 from lstm_jax.types import Array, LSTMParams, LSTMState
 
 
 def run(call: Call, leaves: Sequence[Array]) -> list[Array]:
     """The forward kernel; see :meth:`Implementation.run`."""
     inputs, shapes = call.inputs(leaves), call.shapes(leaves)
-    operands, results = [], []
+    attributes, operands, results = _attributes(call), [], []
     for one, shape, numbers in zip(inputs, shapes, numbered(shapes), strict=True):
-        operands += _operands(one)
+        operands += _operands(call, one)
         wanted = jax.tree.map(
             lambda leaf, number: leaf if number in call.emit else None, shape, numbers
         )
         results += _forward_results(wanted, shape)
     kernel = jax.ffi.ffi_call(library.FORWARD, results)
-    values = kernel(*operands, reverse=_reverse_bits(call))
+    values = kernel(*operands, **attributes)
     size = len(values) // len(inputs)
     outputs = [
         _as_outputs(call, shape, values[n * size : (n + 1) * size])
@@ -67,11 +71,11 @@ def pullback(call: Call, which: tuple[bool, ...], args: Sequence[Array]) -> list
     )
     operands, results = [], []
     for n, one in enumerate(inputs):
-        operands += _operands(one)
+        operands += _operands(call, one)
         operands += _backward_operands(call, one, *saved[n], cotangents[n])
-        results += _backward_results(wanted[n], one.xs.dtype)
+        results += _backward_results(wanted[n], _xs(one).dtype)
     kernel = jax.ffi.ffi_call(library.BACKWARD, results)
-    values = kernel(*operands, reverse=_reverse_bits(call))
+    values = kernel(*operands, **_attributes(call))
     size = len(values) // len(inputs)
     grads = call.tree.flatten_up_to(
         tuple(
@@ -86,9 +90,26 @@ def pullback(call: Call, which: tuple[bool, ...], args: Sequence[Array]) -> list
     ]
 
 
-def _reverse_bits(call: Call) -> np.int64:
-    """Bit n says whether direction n runs from the last step to the first."""
-    return np.int64(sum(1 << n for n, yes in enumerate(call.reverse) if yes))
+def masks_wanted(call: Call, which: tuple[bool, ...]) -> bool:
+    """Whether the gradient of a mask is wanted: there is no rule for it."""
+    masks = [
+        one.params[1:] for one in call.inputs(which) if isinstance(one.params, Noise)
+    ]
+    return any(jax.tree.leaves(masks))
+
+
+def _attributes(call: Call) -> dict[str, Any]:
+    """What is static; bit n of ``reverse`` says so of direction n."""
+    reverse = np.int64(sum(1 << n for n, yes in enumerate(call.reverse) if yes))
+    step = step_of(call.cell)
+    assert step is not None  # or the kernels would not have been chosen
+    standard = getattr(call.cell, "standard", False) and isinstance(call.cell, LSTMCell)
+    return {"reverse": reverse, "standard": standard} | step.attributes
+
+
+def _xs(inputs: Inputs) -> Any:
+    """The inputs, without what comes with them."""
+    return inputs.xs[0] if isinstance(inputs.xs, tuple) else inputs.xs
 
 
 def _rows(array: Any, steps: bool, features: int) -> Any:
@@ -115,13 +136,20 @@ def _shape(like: Any, dtype: Any, steps: bool) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*shape[:start], rows, shape[-1]), dtype)
 
 
-def _operands(inputs: Inputs) -> list[Array]:
+def _shape_of(like: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    """The same of weights."""
+    return jax.ShapeDtypeStruct((0,) if like is None else like.shape, dtype)
+
+
+def _operands(call: Call, inputs: Inputs) -> list[Array]:
     """The kernels' first arguments."""
-    params, (h, c) = inputs.params, inputs.state
+    params, xs, extras = given(call.cell, inputs)
+    (h, c), dtype = inputs.state, xs.dtype
     reset_h, reset_c = inputs.reset_state or (None, None)
-    dtype = inputs.xs.dtype
+    # States that are put out have no mask.
+    output_mask = None if call.emit_states else extras.output_mask
     return [
-        _rows(inputs.xs, True, 1),
+        _rows(xs, True, 1),
         params.kernel,
         params.recurrent_kernel,
         _or_empty(params.bias, dtype),
@@ -132,6 +160,11 @@ def _operands(inputs: Inputs) -> list[Array]:
         _or_empty(_rows(inputs.reset, True, 0), jnp.bool),
         _or_empty(_rows(reset_h, False, 1), dtype),
         _or_empty(_rows(reset_c, False, 1), jnp.float32),
+        _or_empty(extras.peephole, dtype),
+        _or_empty(_rows(extras.recurrent_mask, False, 1), jnp.float32),
+        _or_empty(_rows(output_mask, False, 1), jnp.float32),
+        _or_empty(_rows(extras.keep_h, True, 1), jnp.bool),
+        _or_empty(_rows(extras.keep_c, True, 1), jnp.bool),
     ]
 
 
@@ -163,7 +196,7 @@ def _as_outputs(call: Call, shape: Outputs, values: Sequence[Array]) -> Outputs:
 def _backward_operands(
     call: Call, inputs: Inputs, tape: Tape, hidden: Array | None, cotangents: Outputs
 ) -> list[Array]:
-    dtype = inputs.xs.dtype
+    dtype = _xs(inputs).dtype
     (h, c), d_last = inputs.state, cotangents.last
     d_hs = hidden_of(cotangents.ys)
     d_cs = cotangents.ys.c if call.emit_states else None
@@ -182,10 +215,10 @@ def _backward_operands(
 
 
 def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    params, state = wanted.params, wanted.state
+    params, state = lstm_params(wanted.params), wanted.state
     reset_h, reset_c = wanted.reset_state or (None, None)
     weights = [
-        jax.ShapeDtypeStruct((0,) if leaf is None else leaf.shape, dtype)
+        _shape_of(leaf, dtype)
         for leaf in (
             params.kernel,
             params.recurrent_kernel,
@@ -194,27 +227,42 @@ def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
         )
     ]
     return [
-        _shape(wanted.xs, dtype, True),
+        _shape(_xs(wanted), dtype, True),
         *weights,
         _shape(state.h, dtype, False),
         _shape(state.c, jnp.float32, False),
         _shape(reset_h, dtype, False),
         _shape(reset_c, jnp.float32, False),
+        _shape_of(params.peephole, dtype),
     ]
 
 
 def _as_inputs(
-    inputs, xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c
+    inputs, xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c, peephole
 ) -> Inputs:
     """Gradients in the structure of ``inputs``."""
-    params = inputs.params
+    params = lstm_params(inputs.params)
+    grads = LSTMParams(
+        kernel,
+        recurrent,
+        None if params.bias is None else bias,
+        None if params.projection_kernel is None else projection,
+        peephole=None if params.peephole is None else peephole,
+    )
+    if isinstance(inputs.params, Noise):
+        mask = inputs.params.input_mask
+        if mask is not None:
+            shape = _xs(inputs).shape
+            xs = (
+                xs.reshape(shape) * as_last_axes(mask, xs.reshape(shape))
+                if xs.size
+                else xs
+            )
+        grads = inputs.params._replace(params=grads)
+    if isinstance(inputs.xs, tuple):
+        xs = (xs, inputs.xs[1])
     return Inputs(
-        LSTMParams(
-            kernel,
-            recurrent,
-            None if params.bias is None else bias,
-            None if params.projection_kernel is None else projection,
-        ),
+        grads,
         xs,
         LSTMState(h, c),
         inputs.valid,

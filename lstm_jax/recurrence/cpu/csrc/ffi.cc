@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <new>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "dispatch.h"
@@ -107,18 +108,68 @@ class Buffers {
 // What both passes are given.
 struct Inputs {
   AnyBuffer xs, kernel, recurrent, bias, projection, h, c, valid, reset, reset_h,
-      reset_c;
+      reset_c, peephole, recurrent_mask, output_mask, keep_h, keep_c;
 };
 
+constexpr size_t kInputs = 16;
+
 Inputs InputsOf(const Buffers& b) {
-  return {b.Arg(0), b.Arg(1), b.Arg(2), b.Arg(3), b.Arg(4), b.Arg(5),
-          b.Arg(6), b.Arg(7), b.Arg(8), b.Arg(9), b.Arg(10)};
+  return {b.Arg(0),  b.Arg(1),  b.Arg(2),  b.Arg(3), b.Arg(4),  b.Arg(5),
+          b.Arg(6),  b.Arg(7),  b.Arg(8),  b.Arg(9), b.Arg(10), b.Arg(11),
+          b.Arg(12), b.Arg(13), b.Arg(14), b.Arg(15)};
+}
+
+// What a call says of its step, beside its buffers.
+struct StepAttributes {
+  std::string_view gates;  // the letters of those that there are, in their order
+  bool coupled, linear_candidate, linear_output, standard;
+  float clip, cell_clip, zoneout_h, zoneout_c;
+};
+
+GateOrder OrderOf(std::string_view gates) {
+  constexpr std::string_view kLetters = "ifgo";
+  GateOrder order = {static_cast<int>(gates.size()), {}};
+  for (int gate = 0; gate < 4; ++gate) {
+    const size_t place = gates.find(kLetters[gate]);
+    order.place[gate] =
+        place == std::string_view::npos ? kNoGate : static_cast<int>(place);
+  }
+  return order;
+}
+
+// How many peepholes there are: of all gates but g.
+int64_t Peepholes(const GateOrder& gates) {
+  return gates.count - (gates.place[2] == kNoGate ? 0 : 1);
+}
+
+template <class Scalar>
+void CheckVariant(const Inputs& in, const StepAttributes& step, Checker& check,
+                  const Sizes& s, Variant<Scalar>& v) {
+  v.standard = step.standard;
+  v.coupled = step.coupled;
+  v.linear_candidate = step.linear_candidate;
+  v.linear_output = step.linear_output;
+  v.clip = step.clip;
+  v.cell_clip = step.cell_clip;
+  v.zoneout_h = step.zoneout_h;
+  v.zoneout_c = step.zoneout_c;
+  const int64_t T = s.steps, B = s.rows, H = s.units, P = s.outputs;
+  v.peephole = check.Check<Scalar>("peephole", in.peephole, kType<Scalar>,
+                                   {Peepholes(s.gates), H}, true);
+  const auto mask = [&](const char* name, const AnyBuffer& buffer) {
+    return check.Check<float>(name, buffer, DataType::F32, {B, P}, true);
+  };
+  v.recurrent_mask = mask("recurrent mask", in.recurrent_mask);
+  v.output_mask = mask("output mask", in.output_mask);
+  v.keep_h = check.Check<bool>("keep h", in.keep_h, DataType::PRED, {T, B, P}, true);
+  v.keep_c = check.Check<bool>("keep c", in.keep_c, DataType::PRED, {T, B, H}, true);
 }
 
 // Fills the fields that both problems have.
 template <class Problem, class Scalar = std::remove_const_t<
                              std::remove_pointer_t<decltype(Problem::xs)>>>
-void CheckInputs(const Inputs& in, bool reverse, Checker& check, Problem& p) {
+void CheckInputs(const Inputs& in, const StepAttributes& step, bool reverse,
+                 Checker& check, Problem& p) {
   check.Require(in.xs.dimensions().size() == 3 && in.h.dimensions().size() == 2 &&
                     in.c.dimensions().size() == 2,
                 "lstm_jax: expected xs [T,B,I], h [B,P] and c [B,H].");
@@ -127,16 +178,17 @@ void CheckInputs(const Inputs& in, bool reverse, Checker& check, Problem& p) {
   const int64_t I = in.xs.dimensions()[2], P = in.h.dimensions()[1];
   const int64_t H = in.c.dimensions()[1];
   const bool projected = in.projection.element_count() > 0;
-  p.sizes = {T, B, I, H, P, projected, reverse};
+  p.sizes = {T, B, I, H, P, projected, reverse, OrderOf(step.gates)};
+  const int64_t columns = p.sizes.columns();
   check.Require(T > 0 && B > 0 && I > 0 && H > 0 && P > 0,
                 "lstm_jax: expected sizes of at least 1.");
   check.Require(projected || P == H, "lstm_jax: without a projection, P is H.");
   constexpr DataType kScalar = kType<Scalar>;
   p.xs = check.Check<Scalar>("xs", in.xs, kScalar, {T, B, I});
   p.weights = {
-      check.Check<Scalar>("kernel", in.kernel, kScalar, {I, 4 * H}),
-      check.Check<Scalar>("recurrent_kernel", in.recurrent, kScalar, {P, 4 * H}),
-      check.Check<Scalar>("bias", in.bias, kScalar, {4 * H}, true),
+      check.Check<Scalar>("kernel", in.kernel, kScalar, {I, columns}),
+      check.Check<Scalar>("recurrent_kernel", in.recurrent, kScalar, {P, columns}),
+      check.Check<Scalar>("bias", in.bias, kScalar, {columns}, true),
       check.Check<Scalar>("projection_kernel", in.projection, kScalar, {H, P}, true)};
   p.state = {check.Check<Scalar>("h", in.h, kScalar, {B, P}),
              check.Check<float>("c", in.c, DataType::F32, {B, H})};
@@ -148,12 +200,13 @@ void CheckInputs(const Inputs& in, bool reverse, Checker& check, Problem& p) {
   const State<Scalar>& reset_state = p.controls.reset_state;
   check.Require(!p.controls.reset || (reset_state.h && reset_state.c),
                 "lstm_jax: reset needs a reset state.");
+  CheckVariant(in, step, check, p.sizes, p.variant);
 }
 
 template <class Scalar>
-void CheckForward(const Buffers& buffers, bool reverse, Checker& check,
-                  ForwardProblem<Scalar>& p) {
-  CheckInputs(InputsOf(buffers), reverse, check, p);
+void CheckForward(const Buffers& buffers, const StepAttributes& step, bool reverse,
+                  Checker& check, ForwardProblem<Scalar>& p) {
+  CheckInputs(InputsOf(buffers), step, reverse, check, p);
   const Sizes& s = p.sizes;
   constexpr DataType kScalar = kType<Scalar>;
   constexpr DataType kFloat = DataType::F32;
@@ -174,19 +227,21 @@ void CheckForward(const Buffers& buffers, bool reverse, Checker& check,
 }
 
 template <class Scalar>
-void CheckBackward(const Buffers& buffers, bool reverse, Checker& check,
-                   BackwardProblem<Scalar>& p) {
-  CheckInputs(InputsOf(buffers), reverse, check, p);
+void CheckBackward(const Buffers& buffers, const StepAttributes& step, bool reverse,
+                   Checker& check, BackwardProblem<Scalar>& p) {
+  CheckInputs(InputsOf(buffers), step, reverse, check, p);
   const Sizes& s = p.sizes;
   constexpr DataType kScalar = kType<Scalar>;
   constexpr DataType kFloat = DataType::F32;
   const int64_t T = s.steps, B = s.rows, I = s.inputs, H = s.units, P = s.outputs;
   const int64_t padded = PaddedUnits(H);
-  const auto arg = [&](size_t n) { return buffers.Arg(11 + n); };
+  const auto arg = [&](size_t n) { return buffers.Arg(kInputs + n); };
   p.ys = check.Check<Scalar>("ys", arg(0), kScalar, {T, B, P}, true);
   p.entering = check.Check<Scalar>("entering h", arg(1), kScalar, {T, B, P}, true);
-  check.Require(p.entering || (p.ys && !p.controls.valid && !p.controls.reset),
-                "lstm_jax: expected ys, or with controls the h that enter the steps.");
+  const bool plain = !p.controls.valid && !p.controls.reset &&
+                     !p.variant.recurrent_mask && !p.variant.output_mask;
+  check.Require(p.entering || (p.ys && plain),
+                "lstm_jax: expected ys, or with controls and masks the h that enter.");
   p.gates = check.Check<GateBits<Scalar>>("gates", arg(2), kGates<Scalar>,
                                           {T, B, 4 * padded});
   p.cells = check.Check<uint32_t>("cells", arg(3), DataType::U32, {T, B, padded});
@@ -196,10 +251,10 @@ void CheckBackward(const Buffers& buffers, bool reverse, Checker& check,
   p.d_last_c = check.Check<float>("d_last_c", arg(7), kFloat, {B, H});
   const auto ret = [&](size_t n) { return buffers.Ret(n); };
   p.d_xs = check.Check<Scalar>("d_xs", ret(0), kScalar, {T, B, I}, true);
-  p.d_kernel = check.Check<Scalar>("d_kernel", ret(1), kScalar, {I, 4 * H}, true);
+  p.d_kernel = check.Check<Scalar>("d_kernel", ret(1), kScalar, {I, s.columns()}, true);
   p.d_recurrent =
-      check.Check<Scalar>("d_recurrent_kernel", ret(2), kScalar, {P, 4 * H}, true);
-  p.d_bias = check.Check<Scalar>("d_bias", ret(3), kScalar, {4 * H}, true);
+      check.Check<Scalar>("d_recurrent_kernel", ret(2), kScalar, {P, s.columns()}, true);
+  p.d_bias = check.Check<Scalar>("d_bias", ret(3), kScalar, {s.columns()}, true);
   p.d_projection =
       check.Check<Scalar>("d_projection_kernel", ret(4), kScalar, {H, P}, true);
   check.Require(s.projected || !p.d_projection, "lstm_jax: there is no projection.");
@@ -207,20 +262,24 @@ void CheckBackward(const Buffers& buffers, bool reverse, Checker& check,
   p.d_c = check.Check<float>("d_c", ret(6), kFloat, {B, H}, true);
   p.d_reset_h = check.Check<Scalar>("d_reset_h", ret(7), kScalar, {B, P}, true);
   p.d_reset_c = check.Check<float>("d_reset_c", ret(8), kFloat, {B, H}, true);
+  p.d_peephole = check.Check<Scalar>("d_peephole", ret(9), kScalar,
+                                     {Peepholes(s.gates), H}, true);
 }
 
 // Checks all directions of a call, and runs them. Bit n of `reverse` is direction n's.
 template <size_t kArgs, size_t kRets, class Problem>
 ffi::Error RunChecked(ffi::ThreadPool threads, int64_t reverse,
-                      const ffi::RemainingArgs& args, const ffi::RemainingRets& rets,
-                      void (*check_problem)(const Buffers&, bool, Checker&, Problem&),
+                      const StepAttributes& step, const ffi::RemainingArgs& args,
+                      const ffi::RemainingRets& rets,
+                      void (*check_problem)(const Buffers&, const StepAttributes&, bool,
+                                            Checker&, Problem&),
                       void (*kernel)(const Problem*, int, Executor&)) {
   const size_t count = args.size() / kArgs;
   Problem problems[kMostProblems] = {};
   for (size_t n = 0; n < count; ++n) {
     Checker check;
     const Buffers buffers(args, rets, n * kArgs, n * kRets);
-    check_problem(buffers, reverse >> n & 1, check, problems[n]);
+    check_problem(buffers, step, reverse >> n & 1, check, problems[n]);
     if (check.failed()) return check.Result();
   }
   XlaPool pool(std::move(threads));
@@ -254,42 +313,64 @@ bool InBFloat16(const ffi::RemainingArgs& args) {
   return (*args.get<AnyBuffer>(0)).element_type() == DataType::BF16;
 }
 
-ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse,
-                       ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  constexpr size_t kArgs = 11, kRets = 7;
+// A pass, in the dtype that its first buffer has.
+template <size_t kArgs, size_t kRets, class CheckFloat, class CheckPair, class Floats,
+          class Pairs>
+ffi::Error RunInDtype(ffi::ThreadPool threads, int64_t reverse,
+                      const StepAttributes& step, const ffi::RemainingArgs& args,
+                      const ffi::RemainingRets& rets, CheckFloat check_f32,
+                      CheckPair check_bf16, Floats Kernels::*f32, Pairs Kernels::*bf16) {
   if (!Counted<kArgs, kRets>(args, rets))
     return ffi::Error::InvalidArgument(kWrongCount);
   const Choice& choice = ChosenKernels();
   if (!choice.kernels) return ffi::Error::InvalidArgument(choice.error);
   if (InBFloat16(args)) {
-    return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
-                                    CheckForward<BFloat16>,
-                                    choice.kernels->forward_bf16);
+    return RunChecked<kArgs, kRets>(std::move(threads), reverse, step, args, rets,
+                                    check_bf16, choice.kernels->*bf16);
   }
-  return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
-                                  CheckForward<float>, choice.kernels->forward_f32);
+  return RunChecked<kArgs, kRets>(std::move(threads), reverse, step, args, rets,
+                                  check_f32, choice.kernels->*f32);
+}
+
+ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse,
+                       std::string_view gates, bool standard, bool coupled,
+                       bool linear_candidate, bool linear_output, float clip,
+                       float cell_clip, float zoneout_h, float zoneout_c,
+                       ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  const StepAttributes step = {gates,         coupled, linear_candidate,
+                               linear_output, standard, clip,
+                               cell_clip,     zoneout_h, zoneout_c};
+  return RunInDtype<kInputs, 7>(std::move(threads), reverse, step, args, rets,
+                                CheckForward<float>, CheckForward<BFloat16>,
+                                &Kernels::forward_f32, &Kernels::forward_bf16);
 }
 
 ffi::Error BackwardCall(ffi::ThreadPool threads, int64_t reverse,
+                        std::string_view gates, bool standard, bool coupled,
+                        bool linear_candidate, bool linear_output, float clip,
+                        float cell_clip, float zoneout_h, float zoneout_c,
                         ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  constexpr size_t kArgs = 19, kRets = 9;
-  if (!Counted<kArgs, kRets>(args, rets))
-    return ffi::Error::InvalidArgument(kWrongCount);
-  const Choice& choice = ChosenKernels();
-  if (!choice.kernels) return ffi::Error::InvalidArgument(choice.error);
-  if (InBFloat16(args)) {
-    return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
-                                    CheckBackward<BFloat16>,
-                                    choice.kernels->backward_bf16);
-  }
-  return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets,
-                                  CheckBackward<float>, choice.kernels->backward_f32);
+  const StepAttributes step = {gates,         coupled, linear_candidate,
+                               linear_output, standard, clip,
+                               cell_clip,     zoneout_h, zoneout_c};
+  return RunInDtype<kInputs + 8, 10>(std::move(threads), reverse, step, args, rets,
+                                     CheckBackward<float>, CheckBackward<BFloat16>,
+                                     &Kernels::backward_f32, &Kernels::backward_bf16);
 }
 
 auto Binding() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
       .Attr<int64_t>("reverse")
+      .Attr<std::string_view>("gates")
+      .Attr<bool>("standard")
+      .Attr<bool>("coupled")
+      .Attr<bool>("linear_candidate")
+      .Attr<bool>("linear_output")
+      .Attr<float>("clip")
+      .Attr<float>("cell_clip")
+      .Attr<float>("zoneout_h")
+      .Attr<float>("zoneout_c")
       .RemainingArgs()
       .RemainingRets();
 }

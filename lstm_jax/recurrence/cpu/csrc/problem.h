@@ -13,7 +13,19 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// The sizes: T steps, B rows, I inputs, H units, P the size of h (H if not projected).
+// Where the gates i, f, g and o stand among the columns of the weights, H columns each;
+// kNoGate for those that a variant has not.
+constexpr int kNoGate = -1;
+
+struct GateOrder {
+  int count;
+  int place[4];
+};
+
+constexpr GateOrder kAllGates = {4, {0, 1, 2, 3}};
+
+// The sizes: T steps, B rows, I inputs, H units, P the size of h (H if not projected),
+// G = 4 or 3 gates.
 struct Sizes {
   int64_t steps;
   int64_t rows;
@@ -22,14 +34,17 @@ struct Sizes {
   int64_t outputs;
   bool projected;
   bool reverse;
+  GateOrder gates;
+
+  int64_t columns() const { return gates.count * units; }
 };
 
 // A pointer is null where there is nothing: no bias, no projection, no controls.
 template <class Scalar>
 struct Weights {
-  const Scalar* kernel;      // [I, 4H]
-  const Scalar* recurrent;   // [P, 4H]
-  const Scalar* bias;        // [4H]
+  const Scalar* kernel;      // [I, GH]
+  const Scalar* recurrent;   // [P, GH]
+  const Scalar* bias;        // [GH]
   const Scalar* projection;  // [H, P]
 };
 
@@ -47,11 +62,30 @@ struct Controls {
   State<Scalar> reset_state;
 };
 
+// What a step has that the standard one has not. Pointers are null where there is
+// nothing; limits are infinite, and rates 0.
+template <class Scalar>
+struct Variant {
+  bool standard;  // there is nothing of all this
+  bool coupled;           // f is 1 - i
+  bool linear_candidate;  // g has no activation
+  bool linear_output;     // nor has c on its way to h
+  float clip;             // of pre-activations
+  float cell_clip;
+  float zoneout_h;  // where there are no masks that say what is kept
+  float zoneout_c;
+  const Scalar* peephole;       // [i, f and o, as far as there are such gates, H]
+  const float* recurrent_mask;  // [B, P]: h is multiplied by it before the product
+  const float* output_mask;     // [B, P]
+  const bool* keep_h;           // [T, B, P]: true keeps that of the step before
+  const bool* keep_c;           // [T, B, H]
+};
+
 // The forward pass saves for the backward pass, of each step and row: the gates, and c
 // after the step, as bits. Units come in groups of 16, whatever the instruction set,
 // and the last group is filled up: `gates` is [T, B, groups, (i, f, g, o), 16], `cells`
 // [T, B, groups, 16]. c is a float; gates are floats too, or in bfloat16 fixed-point
-// numbers of 16 bits.
+// numbers of 16 bits; a gate that there is not is 1, or 1 - i.
 constexpr int64_t kSavedGroup = 16;
 
 inline __attribute__((always_inline)) constexpr int64_t PaddedUnits(int64_t units) {
@@ -68,13 +102,14 @@ struct ForwardProblem {
   Weights<Scalar> weights;
   State<Scalar> state;
   Controls<Scalar> controls;
+  Variant<Scalar> variant;
   Scalar* ys;               // [T, B, P]; may be null
   float* cs;                // [T, B, H]; may be null
   Scalar* last_h;           // [B, P]
   float* last_c;            // [B, H]
   GateBits<Scalar>* gates;  // may be null; with it, `cells` is too
   uint32_t* cells;
-  Scalar* entering;  // [T, B, P], h as it enters each step; may be null
+  Scalar* entering;  // [T, B, P], h as it enters each product; may be null
 };
 
 template <class Scalar>
@@ -84,8 +119,9 @@ struct BackwardProblem {
   Weights<Scalar> weights;
   State<Scalar> state;
   Controls<Scalar> controls;
+  Variant<Scalar> variant;
   const Scalar* ys;        // used where `entering` is null
-  const Scalar* entering;  // [T, B, P]; given with controls
+  const Scalar* entering;  // [T, B, P]; given with controls and masks
   const GateBits<Scalar>* gates;
   const uint32_t* cells;
   const Scalar* d_ys;  // [T, B, P]; may be null
@@ -101,6 +137,7 @@ struct BackwardProblem {
   float* d_c;
   Scalar* d_reset_h;
   float* d_reset_c;
+  Scalar* d_peephole;  // as `peephole`
 };
 
 constexpr int kMostProblems = 2;

@@ -10,23 +10,24 @@
 
 #include "lstm/block_products.h"
 #include "lstm/partition.h"
-#include "lstm/residuals.h"
-#include "simd/activations.h"
+#include "lstm/step.h"
 #include "threads/team.h"
 
 namespace lstm {
 namespace LSTM_ISA {
 
-template <class Scalar>
+template <class Scalar, class Step>
 class Backward {
  public:
   Backward(const BackwardProblem<Scalar>& problem, int limit)
       : p_(problem),
         s_(problem.sizes),
         steps_(problem.sizes, problem.controls),
+        step_(problem.variant, problem.sizes),
+        entering_(problem),
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
-        residuals_(p_.gates, p_.cells, s_.units, s_.rows),
+        residuals_(SavedOf(problem)),
         unit_panels_(CeilDiv(s_.units, kNr)),
         output_panels_(CeilDiv(s_.outputs, kNr)),
         depth_(GateDepth(s_.units) / kKr<Scalar>),
@@ -47,6 +48,7 @@ class Backward {
     d_reset_h_ = arena.Floats(output_panels_ * h_rows_ * kNr);
     d_reset_c_ = arena.Floats(blocks_ * s_.rows * kWidth);
     products_.Allocate(arena, block_steps_ >= s_.steps, threads_);
+    if (step_.masked()) dr_ = arena.Floats(output_panels_ * h_rows_ * kNr);
     if (!s_.projected) return;
     projection_ = arena.Floats(unit_panels_ * projection_depth_ * kNr);
     dm_ = arena.Floats(unit_panels_ * h_rows_ * kNr);
@@ -96,8 +98,7 @@ class Backward {
     for (;;) {
       int64_t item = team.Take();
       if (item < output_panels_) {
-        PackGatesTransposed(p_.weights.recurrent, s_.outputs, s_.units, item,
-                            recurrent_);
+        PackGatesTransposed(p_.weights.recurrent, s_.outputs, s_, item, recurrent_);
         continue;
       }
       item -= output_panels_;
@@ -167,7 +168,7 @@ class Backward {
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const bool valid = steps_.Valid(time, row);
       for (int64_t block = 0; block < 2 * output_panels_; ++block) {
-        const Vec dy = valid ? TakeHidden(time, row, block) : Vec{};
+        const Vec dy = valid ? TakeHidden({time, row, block}) : Vec{};
         StoreA<Scalar>(BlockOfA<Scalar>(dy_, z_rows_, block, start + row), dy);
       }
     }
@@ -176,13 +177,18 @@ class Backward {
                  unit_panels_, Zeros(), {dm_ + rows.begin * kNr, kNr, h_rows_ * kNr});
   }
 
-  // The gradient of a block of h after a step that is valid; the step has used it up.
-  Vec TakeHidden(int64_t time, int64_t row, int64_t block) {
-    float* carried = BlockOfA<float>(dh_, h_rows_, block, row);
-    Vec dh = LiveBlock(Load(carried), s_.outputs, block);
-    if (p_.d_ys) dh += LoadBlock(p_.d_ys, time * s_.rows + row, s_.outputs, block);
-    Store(carried, Vec{});
-    return dh;
+  // The gradient of a block of h that a valid step has made. What is left is that of h
+  // before the step.
+  LSTM_INLINE Vec TakeHidden(const Where& at) {
+    float* carried = BlockOfA<float>(dh_, h_rows_, at.block, at.row);
+    Vec dh = LiveBlock(Load(carried), s_.outputs, at.block);
+    if (p_.d_ys) {
+      const int64_t row = at.time * s_.rows + at.row;
+      dh += step_.Output(LoadBlock(p_.d_ys, row, s_.outputs, at.block), at);
+    }
+    const HiddenShares shares = step_.Share(dh, at);
+    Store(carried, shares.kept);
+    return shares.made;
   }
 
   // The gradient of a block of h before its projection.
@@ -195,56 +201,61 @@ class Backward {
   void Gates(int64_t n, int64_t start, Range rows, int64_t block) {
     const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const Where at = {time, row, block};
       float* carried = CellAt(dc_, s_.rows, block, row);
-      Vec dz[4] = {};
-      Vec m = {};
+      SteppedBack back = {};
       if (steps_.Valid(time, row)) {
-        const SavedStep t = residuals_.Read(time, block, row);
-        const Vec c = Tanh(t.c);
-        const Vec dm =
-            s_.projected ? TakeProjected(row, block) : TakeHidden(time, row, block);
-        Vec dc = Load(carried) + dm * t.o * (1.0f - c * c);
+        const Vec dm = s_.projected ? TakeProjected(row, block) : TakeHidden(at);
+        Vec dc = Load(carried);
         if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
-        dz[0] = dc * t.g * (t.i * (1.0f - t.i));
-        dz[1] = dc * Before(n, block, row) * (t.f * (1.0f - t.f));
-        dz[2] = dc * t.i * (1.0f - t.g * t.g);
-        dz[3] = dm * c * (t.o * (1.0f - t.o));
-        m = t.o * c;
-        Store(carried, dc * t.f);
+        back = step_.Back(residuals_.Read(time, block, row),
+                          entering_.Cell(time, block, row), dm, dc, at);
+        Store(carried, back.dc);
       }
-      for (int gate = 0; gate < 4; ++gate) {
-        float* to = BlockOfA<Scalar>(dz_, z_rows_, 4 * block + gate, start + row);
-        StoreA<Scalar>(to, dz[gate]);
-      }
-      StoreBlock(m_, start + row, s_.units, block, m);
+      const auto store = [&](int gate, Vec dz) {
+        StoreA<Scalar>(BlockOfA<Scalar>(dz_, z_rows_, 4 * block + gate, start + row),
+                       dz);
+      };
+      store(0, back.dz.i);
+      store(1, back.dz.f);
+      store(2, back.dz.g);
+      store(3, back.dz.o);
+      StoreBlock(m_, start + row, s_.units, block, back.m);
       if (steps_.Reset(time, row)) {
         MoveTo(CellAt(d_reset_c_, s_.rows, block, row), carried);
       }
     }
   }
 
-  // c as it entered step n.
-  Vec Before(int64_t n, int64_t block, int64_t row) const {
-    const bool reset = steps_.Reset(steps_.Time(n), row);
-    if (n > 0 && !reset) return residuals_.ReadCell(steps_.Time(n - 1), block, row);
-    const float* c = reset ? p_.controls.reset_state.c : p_.state.c;
-    return LoadBlock(c, row, s_.units, block);
-  }
-
   // dh += dz * recurrent kernel^T, for some panels of h, and what a reset takes from
   // it.
   void Recur(int64_t time, int64_t start, Range rows, Range panels) {
     if (panels.size() == 0) return;
-    const MatrixC<float> dh = {dh_ + (panels.begin * h_rows_ + rows.begin) * kNr, kNr,
-                               h_rows_ * kNr};
+    const auto in = [&](float* matrix) -> MatrixC<float> {
+      return {matrix + (panels.begin * h_rows_ + rows.begin) * kNr, kNr, h_rows_ * kNr};
+    };
+    const bool masked = step_.masked();
+    const MatrixC<float> sum = in(masked ? dr_ : dh_);
     Gemm<Scalar>({dz_ + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
                  {recurrent_ + panels.begin * depth_ * kNr, depth_ * kNr}, depth_,
-                 panels.size(), AsInput(dh), dh);
+                 panels.size(), masked ? Zeros() : AsInput(sum), sum);
+    if (masked) AddMasked(time, rows, panels);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       if (!steps_.Reset(time, row)) continue;
       for (int64_t block = 2 * panels.begin; block < 2 * panels.end; ++block) {
         MoveTo(BlockOfA<float>(d_reset_h_, h_rows_, block, row),
                BlockOfA<float>(dh_, h_rows_, block, row));
+      }
+    }
+  }
+
+  // dh += the gradient of what entered the product.
+  void AddMasked(int64_t time, Range rows, Range panels) {
+    for (int64_t block = 2 * panels.begin; block < 2 * panels.end; ++block) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        float* dh = BlockOfA<float>(dh_, h_rows_, block, row);
+        const Vec dr = Load(BlockOfA<float>(dr_, h_rows_, block, row));
+        Store(dh, Load(dh) + step_.Recurrent(dr, {time, row, block}));
       }
     }
   }
@@ -278,9 +289,11 @@ class Backward {
   const BackwardProblem<Scalar>& p_;
   const Sizes& s_;
   const Steps<Scalar> steps_;
+  const Step step_;
+  const Entering<Scalar> entering_;
   const int threads_;
   const int64_t blocks_;  // of units
-  const Residuals<const GateBits<Scalar>, const uint32_t> residuals_;
+  const SavedSteps<Scalar> residuals_;
   const int64_t unit_panels_;       // of units
   const int64_t output_panels_;     // of h
   const int64_t depth_;             // of products over all gates, in lanes
@@ -288,7 +301,7 @@ class Backward {
   const int64_t block_steps_;
   const int64_t z_rows_;
   const int64_t h_rows_;
-  BlockProducts<Scalar> products_;
+  BlockProducts<Scalar, Step> products_;
 
   // Weights, transposed, in panels.
   float* recurrent_ = nullptr;
@@ -301,6 +314,8 @@ class Backward {
   float* dh_ = nullptr;
   float* dc_ = nullptr;
   float* dm_ = nullptr;
+  // That of h as it entered the product, where that was another.
+  float* dr_ = nullptr;
   // MatrixC over all steps.
   float* d_reset_h_ = nullptr;
   float* d_reset_c_ = nullptr;

@@ -5,7 +5,9 @@
 
 #include <initializer_list>
 
+#include "lstm/entering.h"
 #include "lstm/gates.h"
+#include "lstm/step.h"
 #include "lstm/weight_gradient.h"
 
 namespace lstm {
@@ -19,7 +21,7 @@ struct Block {
   bool last;
 };
 
-template <class Scalar>
+template <class Scalar, class Step>
 class BlockProducts {
  public:
   // A block has at most `block_rows` rows, in panels of `panel_rows`.
@@ -28,19 +30,22 @@ class BlockProducts {
       : p_(problem),
         s_(problem.sizes),
         steps_(problem.sizes, problem.controls),
+        step_(problem.variant, problem.sizes),
+        entering_(problem),
         block_rows_(block_rows),
         panel_rows_(panel_rows),
         gate_panels_(2 * UnitBlocks(s_.units)),
         input_panels_(p_.d_xs ? CeilDiv(s_.inputs, kNr) : 0),
         projection_panels_(p_.d_projection ? CeilDiv(s_.outputs, kNr) : 0),
         depth_(GateDepth(s_.units) / kKr<Scalar>),
-        d_kernel_(p_.d_kernel, s_.inputs, 4 * s_.units, gate_panels_),
-        d_recurrent_(p_.d_recurrent, s_.outputs, 4 * s_.units, gate_panels_),
+        d_kernel_(p_.d_kernel, s_.inputs, s_.columns(), gate_panels_),
+        d_recurrent_(p_.d_recurrent, s_.outputs, s_.columns(), gate_panels_),
         d_projection_(p_.d_projection, s_.units, s_.outputs, projection_panels_) {}
 
   void Allocate(Arena& arena, bool one_block, int threads) {
     kernel_ = arena.Floats(input_panels_ * depth_ * kNr);
     d_bias_ = arena.Floats(gate_panels_ * kNr);
+    if (p_.d_peephole) d_peephole_ = arena.Floats(4 * UnitBlocks(s_.units) * kWidth);
     d_xs_ = arena.Floats(threads * input_panels_ * tuning::kGradientRows * kNr);
     repacked_ = arena.Floats(repack_items() * RepackedStep());
     d_kernel_.Allocate(arena, block_rows_, one_block, threads);
@@ -52,7 +57,7 @@ class BlockProducts {
   int64_t weight_items() const { return input_panels_; }
 
   void PackWeights(int64_t item) {
-    PackGatesTransposed(p_.weights.kernel, s_.inputs, s_.units, item, kernel_);
+    PackGatesTransposed(p_.weights.kernel, s_.inputs, s_, item, kernel_);
   }
 
   // Copies a thread's share of the inputs and of the h that enter the steps of a block
@@ -69,7 +74,7 @@ class BlockProducts {
       });
       d_recurrent_.Pack(group, [&](int64_t row) {
         const int64_t time = times.begin + row / s_.rows;
-        return row < rows ? Entering(time, row % s_.rows) : nullptr;
+        return row < rows ? entering_.Hidden(time, row % s_.rows) : nullptr;
       });
     }
   }
@@ -100,7 +105,7 @@ class BlockProducts {
   // A block's products are so many items.
   int64_t items(const Block& block) const {
     return input_items(block) + d_kernel_.items() + d_recurrent_.items() +
-           d_projection_.items() + bias_items();
+           d_projection_.items() + bias_items() + peephole_items();
   }
 
   // One of them; the largest come first. `dz` and `dy`, the gradients of projected h,
@@ -110,7 +115,7 @@ class BlockProducts {
     item -= input_items(block);
     const int64_t lanes = DepthInLanes<Scalar>(block.rows);
     const auto gate_columns = [&](int64_t panel) {
-      return GateColumns(s_.units, panel);
+      return GateColumns(s_, panel);
     };
     for (WeightGradient<Scalar>* gradient : {&d_kernel_, &d_recurrent_}) {
       if (item < gradient->items()) {
@@ -127,20 +132,13 @@ class BlockProducts {
                                block.last, rank);
     }
     item -= d_projection_.items();
-    Bias(item * tuning::kGradientPanels, block, dz);
+    if (item < bias_items()) return Bias(item * tuning::kGradientPanels, block, dz);
+    Peephole(item - bias_items(), block, dz);
   }
 
  private:
   // Groups of rows that are kWidth lanes together.
   static int64_t Groups(int64_t rows) { return CeilDiv(rows, kWidth * kKr<Scalar>); }
-
-  // h as it entered a step, of one row.
-  const Scalar* Entering(int64_t time, int64_t row) const {
-    if (p_.entering) return p_.entering + (time * s_.rows + row) * s_.outputs;
-    if (time == steps_.Time(0)) return p_.state.h + row * s_.outputs;
-    const int64_t before = s_.reverse ? time + 1 : time - 1;
-    return p_.ys + (before * s_.rows + row) * s_.outputs;
-  }
 
   // dz or dy as B, whose first panel is number `first` of all that are packed again.
   PackedB AsB(float* a, int64_t first) const {
@@ -165,7 +163,7 @@ class BlockProducts {
   void Bias(int64_t panel, const Block& block, float* dz) {
     const int64_t end = Min(panel + tuning::kGradientPanels, gate_panels_);
     for (; panel < end; ++panel) {
-      const Columns columns = GateColumns(s_.units, panel);
+      const Columns columns = GateColumns(s_, panel);
       for (int v = 0; v < 2; ++v) {
         float* bias = d_bias_ + panel * kNr + v * kWidth;
         Vec sum = block.first ? Vec{} : Load(bias);
@@ -176,6 +174,37 @@ class BlockProducts {
         Store(bias, sum);
         StoreUpTo(p_.d_bias + columns.start[v], sum, columns.count[v]);
       }
+    }
+  }
+
+  int64_t peephole_items() const { return p_.d_peephole ? UnitBlocks(s_.units) : 0; }
+
+  // The gradients of the peepholes of one block of units: i and f saw c before the
+  // step, o what the step has made.
+  void Peephole(int64_t unit_block, const Block& block, float* dz) {
+    Vec sums[4] = {};
+    float* kept = d_peephole_ + 4 * unit_block * kWidth;
+    for (int gate = 0; gate < 4 && !block.first; ++gate) {
+      sums[gate] = Load(kept + gate * kWidth);
+    }
+    for (int64_t n = 0; n < block.rows; ++n) {
+      const int64_t time = (block.first_row + n) / s_.rows;
+      const int64_t row = (block.first_row + n) % s_.rows;
+      if (!steps_.Valid(time, row)) continue;
+      const Vec before = entering_.Cell(time, unit_block, row);
+      const Vec made = step_.MadeCell(saved_.Read(time, unit_block, row), before);
+      for (int gate : {0, 1, 3}) {
+        const float* at =
+            BlockOfA<Scalar>(dz, panel_rows_, 4 * unit_block + gate, n);
+        sums[gate] += LoadA<Scalar>(at) * (gate == 3 ? made : before);
+      }
+    }
+    Scalar* to = p_.d_peephole;
+    for (int gate : {0, 1, 3}) {
+      Store(kept + gate * kWidth, sums[gate]);
+      if (s_.gates.place[gate] == kNoGate) continue;
+      StoreBlock(to, 0, s_.units, unit_block, sums[gate]);
+      to += s_.units;
     }
   }
 
@@ -207,6 +236,9 @@ class BlockProducts {
   const BackwardProblem<Scalar>& p_;
   const Sizes& s_;
   const Steps<Scalar> steps_;
+  const Step step_;
+  const Entering<Scalar> entering_;
+  const SavedSteps<Scalar> saved_ = SavedOf(p_);
   const int64_t block_rows_;
   const int64_t panel_rows_;
   const int64_t gate_panels_;
@@ -219,6 +251,7 @@ class BlockProducts {
 
   float* kernel_ = nullptr;  // transposed, in panels
   float* d_bias_ = nullptr;
+  float* d_peephole_ = nullptr;  // [blocks of units, 4 gates, kWidth]
   // Some rows of input gradients for each thread.
   float* d_xs_ = nullptr;
   // dz and dy packed as B, where that is not how they are packed as A.

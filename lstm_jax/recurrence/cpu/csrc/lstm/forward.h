@@ -8,28 +8,29 @@
 
 #include "lstm/forward_weights.h"
 #include "lstm/partition.h"
-#include "lstm/residuals.h"
+#include "lstm/step.h"
 #include "lstm/steps.h"
 #include "memory/pages.h"
-#include "simd/activations.h"
 #include "threads/team.h"
 
 namespace lstm {
 namespace LSTM_ISA {
 
-template <class Scalar>
+template <class Scalar, class Step>
 class Forward {
  public:
   Forward(const ForwardProblem<Scalar>& problem, int limit)
       : p_(problem),
         s_(problem.sizes),
         steps_(problem.sizes, problem.controls),
+        step_(problem.variant, problem.sizes),
         weights_(problem.weights, problem.sizes),
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
         panels_(2 * blocks_),
         output_panels_(CeilDiv(s_.outputs, kNr)),
-        residuals_(p_.gates, p_.cells, s_.units, s_.rows),
+        residuals_(p_.gates, p_.cells, s_.units, s_.rows,
+                   p_.variant.linear_candidate),
         block_steps_(ProjectedSteps(s_, threads_)) {}
 
   int threads() const { return threads_; }
@@ -48,6 +49,9 @@ class Forward {
       h = arena.Floats(CeilDiv(weights_.output_lanes(), kNr) * h_rows_ * kNr);
     }
     c_ = arena.Floats(blocks_ * s_.rows * kWidth);
+    if (step_.masked()) {
+      unmasked_ = arena.Floats(2 * output_panels_ * s_.rows * kWidth);
+    }
     if (s_.projected) {
       m_ = arena.Floats(CeilDiv(weights_.unit_lanes(), kNr) * h_rows_ * kNr);
       projected_ = arena.Floats(output_panels_ * h_rows_ * kNr);
@@ -87,10 +91,9 @@ class Forward {
     const State<Scalar>& from = reset ? p_.controls.reset_state : p_.state;
     for (int64_t block = 0; block < 2 * output_panels_; ++block) {
       const Vec h = HiddenOf(from, block, row);
-      StoreA<Scalar>(HiddenAt(0, block, row), h);
+      EnterHidden(0, block, row, h);
       // Blocks beyond the last are never written again.
       StoreA<Scalar>(HiddenAt(1, block, row), Vec{});
-      Emit(p_.entering, steps_.Time(0), block, row, h);
     }
     for (int64_t block = 0; s_.projected && block < 2 * CeilDiv(s_.units, kNr);
          ++block) {
@@ -141,7 +144,7 @@ class Forward {
       return z.At(-rows.begin, 2 * (block - blocks.begin)).data;
     };
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      Activate(rows, block, row_zero(block));
+      Activate(n, rows, block, row_zero(block));
     }
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       Update(n, rows, block, row_zero(block));
@@ -205,25 +208,30 @@ class Forward {
   MatrixC<float> Z() const { return {z_, kNr, z_rows_ * kNr}; }
 
   // The gates of one block of units, in place; `z` is row 0 of its first panel.
-  void Activate(Range rows, int64_t block, float* z) {
+  void Activate(int64_t n, Range rows, int64_t block, float* z) {
     const auto all = [](Vec v) { return v; };
     const auto live = [&](Vec v) { return LiveBlock(v, s_.units, block); };
     if ((block + 1) * kWidth <= s_.units) {
-      ActivateRows(rows, z, all);
+      ActivateRows(n, rows, block, z, all);
     } else {
-      ActivateRows(rows, z, live);
+      ActivateRows(n, rows, block, z, live);
     }
   }
 
   template <class Live>
-  void ActivateRows(Range rows, float* z, const Live& live) {
+  void ActivateRows(int64_t n, Range rows, int64_t block, float* z, const Live& live) {
+    const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       float* input_forget = z + row * kNr;
       float* candidate_output = input_forget + z_rows_ * kNr;
-      Store(input_forget, Sigmoid(live(Load(input_forget))));
-      Store(input_forget + kWidth, Sigmoid(live(Load(input_forget + kWidth))));
-      Store(candidate_output, Tanh(live(Load(candidate_output))));
-      Store(candidate_output + kWidth, Sigmoid(live(Load(candidate_output + kWidth))));
+      const GateVecs gates = step_.Activate(
+          {live(Load(input_forget)), live(Load(input_forget + kWidth)),
+           live(Load(candidate_output)), live(Load(candidate_output + kWidth))},
+          Load(CellAt(c_, s_.rows, block, row)), {time, row, block});
+      Store(input_forget, gates.i);
+      Store(input_forget + kWidth, gates.f);
+      Store(candidate_output, gates.g);
+      Store(candidate_output + kWidth, gates.o);
     }
   }
 
@@ -242,21 +250,29 @@ class Forward {
   // `z` are gates i and f; g and o are in the next panel.
   LSTM_INLINE void UpdateBlock(int64_t n, int64_t row, int64_t block, const float* z) {
     const int64_t time = steps_.Time(n);
-    const Vec i = Load(z);
-    const Vec f = Load(z + kWidth);
-    const Vec g = Load(z + z_rows_ * kNr);
-    const Vec o = Load(z + z_rows_ * kNr + kWidth);
-    const Vec c = f * Load(CellAt(c_, s_.rows, block, row)) + i * g;
-    const Vec m = o * Tanh(c);
-    if (residuals_) residuals_.Write(time, block, row, {i, f, g, o, c});
-    EmitCell(time, block, row, c);
-    CarryCell(n, block, row, c);
-    if (s_.projected) {
-      StoreA<Scalar>(BlockOfA<Scalar>(m_, h_rows_, block, row), m);
-    } else {
-      Emit(p_.ys, time, block, row, m);
-      CarryHidden(n, block, row, m);
+    const float* next = z + z_rows_ * kNr;
+    const Stepped t =
+        step_.Update({Load(z), Load(z + kWidth), Load(next), Load(next + kWidth)},
+                     Load(CellAt(c_, s_.rows, block, row)), {time, row, block});
+    const GateVecs& gates = t.gates;
+    if (residuals_) {
+      residuals_.Write(time, block, row, {gates.i, gates.f, gates.g, gates.o, t.c});
     }
+    EmitCell(time, block, row, t.c);
+    CarryCell(n, block, row, t.c);
+    if (s_.projected) {
+      StoreA<Scalar>(BlockOfA<Scalar>(m_, h_rows_, block, row), t.m);
+    } else {
+      PutOut(n, block, row, t.m);
+    }
+  }
+
+  // h, from what a valid step has made of it.
+  LSTM_INLINE void PutOut(int64_t n, int64_t block, int64_t row, Vec made) {
+    const Where at = {steps_.Time(n), row, block};
+    const Vec h = step_.Hidden(HiddenBefore(n, block, row), made, at);
+    Emit(p_.ys, at.time, block, row, step_.Output(h, at));
+    CarryHidden(n, block, row, h);
   }
 
   // A step that is not valid.
@@ -275,17 +291,14 @@ class Forward {
                  weights_.Projection(), weights_.unit_lanes(), output_panels_, Zeros(),
                  {projected_ + rows.begin * kNr, kNr, h_rows_ * kNr});
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const int64_t time = steps_.Time(n);
-      const bool valid = steps_.Valid(time, row);
+      const bool valid = steps_.Valid(steps_.Time(n), row);
       for (int64_t block = 0; block < 2 * output_panels_; ++block) {
         if (!valid) {
           Hold(n, block, row);
           continue;
         }
-        const Vec h = LiveBlock(Load(BlockOfA<float>(projected_, h_rows_, block, row)),
-                                s_.outputs, block);
-        Emit(p_.ys, time, block, row, h);
-        CarryHidden(n, block, row, h);
+        const float* made = BlockOfA<float>(projected_, h_rows_, block, row);
+        PutOut(n, block, row, LiveBlock(Load(made), s_.outputs, block));
       }
     }
   }
@@ -293,7 +306,7 @@ class Forward {
   // A step that is not valid: nothing out, the state as before.
   void Hold(int64_t n, int64_t block, int64_t row) {
     Emit(p_.ys, steps_.Time(n), block, row, Vec{});
-    CarryHidden(n, block, row, LoadA<Scalar>(HiddenAt(n, block, row)));
+    CarryHidden(n, block, row, HiddenBefore(n, block, row));
   }
 
   // What leaves a step enters the next one, or is the last state.
@@ -302,10 +315,26 @@ class Forward {
       Emit(p_.last_h, 0, block, row, h);
       return;
     }
-    const int64_t next = steps_.Time(n + 1);
-    if (steps_.Reset(next, row)) h = HiddenOf(p_.controls.reset_state, block, row);
-    StoreA<Scalar>(HiddenAt(n + 1, block, row), h);
-    Emit(p_.entering, next, block, row, h);
+    if (steps_.Reset(steps_.Time(n + 1), row)) {
+      h = HiddenOf(p_.controls.reset_state, block, row);
+    }
+    EnterHidden(n + 1, block, row, h);
+  }
+
+  // h as step n finds it: what enters the product, and what the step may keep.
+  void EnterHidden(int64_t n, int64_t block, int64_t row, Vec h) {
+    const int64_t time = steps_.Time(n);
+    if (step_.masked()) {
+      Store(CellAt(unmasked_, s_.rows, block, row), Round<Scalar>(h));
+      h = step_.Recurrent(h, {time, row, block});
+    }
+    StoreA<Scalar>(HiddenAt(n, block, row), h);
+    Emit(p_.entering, time, block, row, h);
+  }
+
+  Vec HiddenBefore(int64_t n, int64_t block, int64_t row) const {
+    if (step_.masked()) return Load(CellAt(unmasked_, s_.rows, block, row));
+    return LoadA<Scalar>(HiddenAt(n, block, row));
   }
 
   void CarryCell(int64_t n, int64_t block, int64_t row, Vec c) {
@@ -335,7 +364,7 @@ class Forward {
     return LoadBlock(state.c, row, s_.units, block);
   }
 
-  // h as it enters step n.
+  // h as it enters the product of step n.
   float* HiddenAt(int64_t n, int64_t block, int64_t row) const {
     return BlockOfA<Scalar>(h_[n % 2], h_rows_, block, row);
   }
@@ -343,6 +372,7 @@ class Forward {
   const ForwardProblem<Scalar>& p_;
   const Sizes& s_;
   const Steps<Scalar> steps_;
+  const Step step_;
   ForwardWeights<Scalar> weights_;
   const int threads_;
   const int64_t blocks_;         // of units
@@ -360,6 +390,7 @@ class Forward {
   float* h_[2] = {nullptr, nullptr};
   int64_t h_rows_ = 0;
   float* c_ = nullptr;
+  float* unmasked_ = nullptr;  // h, where another enters the product
   float* m_ = nullptr;
   float* projected_ = nullptr;
 };

@@ -68,10 +68,10 @@ class ForwardWeights {
   void PackGates(int64_t first) {
     const int64_t count = Min(tuning::kPackedPanels, gate_panels_ - first);
     Columns columns[tuning::kPackedPanels];
-    for (int64_t n = 0; n < count; ++n) columns[n] = GateColumns(s_.units, first + n);
-    PackPanels(w_.kernel, s_.inputs, 4 * s_.units, columns, count,
+    for (int64_t n = 0; n < count; ++n) columns[n] = GateColumns(s_, first + n);
+    PackPanels(w_.kernel, s_.inputs, s_.columns(), columns, count,
                kernel_ + first * input_lanes_ * kNr);
-    PackPanels(w_.recurrent, s_.outputs, 4 * s_.units, columns, count,
+    PackPanels(w_.recurrent, s_.outputs, s_.columns(), columns, count,
                recurrent_ + first * output_lanes_ * kNr);
     for (int64_t n = 0; n < count; ++n) PackBias(first + n, columns[n]);
   }

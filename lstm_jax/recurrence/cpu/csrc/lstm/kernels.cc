@@ -2,6 +2,7 @@
 // LSTM_ISA names it, LSTM_WIDTH and LSTM_REGISTERS describe its registers.
 #include "lstm/backward.h"
 #include "lstm/forward.h"
+#include "lstm/variant_step.h"
 #include "threads/executor.h"
 
 #define LSTM_TEXT_OF(name) #name
@@ -54,15 +55,24 @@ void RunAll(const Problem* problems, int count, Executor& executor) {
   }
 }
 
+// The directions of a layer have the same step.
 template <class Scalar>
 void RunForward(const ForwardProblem<Scalar>* problems, int count, Executor& executor) {
-  RunAll<Scalar, Forward<Scalar>>(problems, count, executor);
+  if (problems[0].variant.standard) {
+    RunAll<Scalar, Forward<Scalar, StandardStep<Scalar>>>(problems, count, executor);
+  } else {
+    RunAll<Scalar, Forward<Scalar, VariantStep<Scalar>>>(problems, count, executor);
+  }
 }
 
 template <class Scalar>
 void RunBackward(const BackwardProblem<Scalar>* problems, int count,
                  Executor& executor) {
-  RunAll<Scalar, Backward<Scalar>>(problems, count, executor);
+  if (problems[0].variant.standard) {
+    RunAll<Scalar, Backward<Scalar, StandardStep<Scalar>>>(problems, count, executor);
+  } else {
+    RunAll<Scalar, Backward<Scalar, VariantStep<Scalar>>>(problems, count, executor);
+  }
 }
 
 template <class Function>

@@ -12,13 +12,37 @@ struct SavedStep {
   Vec i, f, g, o, c;
 };
 
+// What numbers are after they were saved, as `Bits`: those of [0, 1], of [-1, 1], and
+// those that have no bounds.
+template <class Bits>
+struct SavedAs {
+  static Vec Unit(Vec v) {
+    if constexpr (sizeof(Bits) == 2) {
+      Bits saved[kWidth];
+      StoreUnit(saved, v);
+      v = LoadUnit(saved);
+    }
+    return v;
+  }
+  static Vec Symmetric(Vec v) {
+    return sizeof(Bits) == 2 ? Unit(v * 0.5f + 0.5f) * 2.0f - 1.0f : v;
+  }
+  static Vec Unbounded(Vec v) {
+    return sizeof(Bits) == 2 ? Round<BFloat16>(v) : v;
+  }
+};
+
 // The gates and cells as problem.h describes them; `Gates` and `Cells` are their types
-// in memory.
+// in memory. With `unbounded`, g is no number of [-1, 1].
 template <class Gates, class Cells>
 class Residuals {
  public:
-  Residuals(Gates* gates, Cells* cells, int64_t units, int64_t rows)
-      : gates_(gates), cells_(cells), padded_(PaddedUnits(units)), rows_(rows) {}
+  Residuals(Gates* gates, Cells* cells, int64_t units, int64_t rows, bool unbounded)
+      : gates_(gates),
+        cells_(cells),
+        padded_(PaddedUnits(units)),
+        rows_(rows),
+        unbounded_(unbounded) {}
 
   explicit operator bool() const { return gates_ != nullptr; }
 
@@ -32,7 +56,11 @@ class Residuals {
     } else {
       StoreUnit(to, t.i);
       StoreUnit(to + kSavedGroup, t.f);
-      StoreSymmetric(to + 2 * kSavedGroup, t.g);
+      if (unbounded_) {
+        StoreShorts(to + 2 * kSavedGroup, Bits(Round<BFloat16>(t.g)) >> 16);
+      } else {
+        StoreSymmetric(to + 2 * kSavedGroup, t.g);
+      }
       StoreUnit(to + 3 * kSavedGroup, t.o);
     }
     // 16 bits hold no NaN: c, which the others make NaN themselves, stands for that of
@@ -58,8 +86,10 @@ class Residuals {
               Load(AsFloats(at + 2 * kSavedGroup)),
               Load(AsFloats(at + 3 * kSavedGroup)), c};
     } else {
+      const Gates* g = at + 2 * kSavedGroup;
       return {LoadUnit(at), LoadUnit(at + kSavedGroup),
-              LoadSymmetric(at + 2 * kSavedGroup), LoadUnit(at + 3 * kSavedGroup), c};
+              unbounded_ ? FromBits(LoadShorts(g) << 16) : LoadSymmetric(g),
+              LoadUnit(at + 3 * kSavedGroup), c};
     }
   }
 
@@ -91,6 +121,7 @@ class Residuals {
   Cells* cells_;
   int64_t padded_;
   int64_t rows_;
+  bool unbounded_;
 };
 
 }  // namespace LSTM_ISA

@@ -27,6 +27,9 @@ class Steps {
   // The time of the step that runs as number `n`.
   int64_t Time(int64_t n) const { return sizes_.reverse ? sizes_.steps - 1 - n : n; }
 
+  // The time of the step that runs before that at `time`.
+  int64_t Before(int64_t time) const { return sizes_.reverse ? time + 1 : time - 1; }
+
   // The times of steps number [begin, end).
   Range Times(int64_t begin, int64_t end) const {
     if (!sizes_.reverse) return {begin, end};

@@ -82,6 +82,20 @@ LSTM_INLINE void StoreUpTo(Scalar* to, Vec v, int count) {
   for (int n = 0; n < count; ++n) to[n] = values[n];
 }
 
+// Block `block` of kWidth of `size` truth values, as a condition of all bits.
+LSTM_INLINE IntVec LoadBools(const bool* from, int64_t size, int64_t block) {
+  typedef uint8_t ByteVec __attribute__((vector_size(kWidth)));
+  const int64_t first = block * kWidth;
+  const int64_t left = size - first;
+  ByteVec bytes = {};
+  if (left >= kWidth) {
+    std::memcpy(&bytes, from + first, kWidth);
+  } else if (left > 0) {
+    std::memcpy(&bytes, from + first, left);
+  }
+  return __builtin_convertvector(bytes, IntVec) != 0;
+}
+
 // Gates where they may lose some bits: 16 bits of fixed point, of [0, 1] or [-1, 1].
 LSTM_INLINE void StoreUnit(void* to, Vec v) {
   StoreShorts(to, __builtin_convertvector(v * 65535.0f + 0.5f, IntVec));

@@ -1,0 +1,106 @@
+"""What the kernels are told of a step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.cells import variants
+from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.cells.regularized import Noise, Noisy, Regularized
+from lstm_jax.numerics import as_last_axes
+from lstm_jax.recurrence.contract import Inputs
+from lstm_jax.types import Array, LSTMParams
+
+# Options that the kernels have, beside those that leave a step the standard one.
+_OPTIONS = ("peephole", "variant", "clip", "cell_clip")
+_OWN_STATE = ("FGR",)
+
+
+class Step(NamedTuple):
+    """An LSTM's step, as the kernels know it.
+
+    Attributes:
+        cell: the LSTM.
+        zoneout_h: the rate at which h is kept, where no mask says so.
+        zoneout_c: the same of c.
+    """
+
+    cell: LSTMCell
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What a call says beside its buffers."""
+        cell = self.cell
+        limit = lambda value: np.float32(math.inf if value is None else value)
+        return {
+            "gates": variants.gates_of(cell.variant),
+            "coupled": cell.variant == "CIFG",
+            "linear_candidate": cell.variant == "NIAF",
+            "linear_output": cell.variant == "NOAF",
+            "clip": limit(cell.clip),
+            "cell_clip": limit(cell.cell_clip),
+            "zoneout_h": np.float32(self.zoneout_h),
+            "zoneout_c": np.float32(self.zoneout_c),
+        }
+
+
+class Extras(NamedTuple):
+    """What one direction of a step is given that the standard one is not.
+
+    Attributes:
+        peephole: ``[gates that see c, H]``.
+        recurrent_mask: ``[*batch, P]`` float32; h is multiplied by it on its way into
+            the product.
+        output_mask: the same of outputs.
+        keep_h: ``[T, *batch, P]`` bool; where h is that of the step before.
+        keep_c: ``[T, *batch, H]`` bool, the same of c.
+    """
+
+    peephole: Array | None = None
+    recurrent_mask: Array | None = None
+    output_mask: Array | None = None
+    keep_h: Array | None = None
+    keep_c: Array | None = None
+
+
+def step_of(cell: Any) -> Step | None:
+    """The step that a cell takes, if the kernels know it."""
+    if isinstance(cell, Noisy):
+        return step_of(cell.regularized)
+    if isinstance(cell, Regularized):
+        inside = step_of(cell.cell)
+        if inside is None or not isinstance(cell.cell, LSTMCell):
+            return None
+        return inside._replace(zoneout_h=cell.zoneout_h, zoneout_c=cell.zoneout_c)
+    if type(cell) is not LSTMCell or cell.variant in _OWN_STATE:
+        return None
+    return Step(cell) if cell.is_standard_but_for(*_OPTIONS) else None
+
+
+def lstm_params(params: Any) -> LSTMParams:
+    """The parameters of the LSTM itself."""
+    return params.params if isinstance(params, Noise) else params
+
+
+def given(cell: Any, inputs: Inputs) -> tuple[LSTMParams, Array, Extras]:
+    """Parameters, inputs and extras of one direction."""
+    params, xs, extras = inputs.params, inputs.xs, Extras()
+    if isinstance(xs, tuple):
+        xs, keep = xs
+        extras = extras._replace(keep_h=keep[0], keep_c=keep[1])
+    if isinstance(params, Noise):
+        noise, params = params, params.params
+        if noise.input_mask is not None:
+            xs = xs * as_last_axes(noise.input_mask, xs)
+        rounded = lambda mask: mask.astype(xs.dtype).astype(jnp.float32)
+        if noise.recurrent_mask is not None:
+            extras = extras._replace(recurrent_mask=rounded(noise.recurrent_mask))
+        if noise.output_mask is not None:
+            extras = extras._replace(output_mask=rounded(noise.output_mask))
+    return params, xs, extras._replace(peephole=params.peephole)
