@@ -7,9 +7,9 @@ from lstm_jax import activations as activations
 from lstm_jax import convert as convert
 from lstm_jax.cells.base import Cell as Cell
 from lstm_jax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
+from lstm_jax.cells.dropout import embedding_dropout as embedding_dropout
 from lstm_jax.cells.lstm_cell import LSTMCell as LSTMCell
 from lstm_jax.cells.regularized import Regularized as Regularized
-from lstm_jax.cells.regularized import embedding_dropout as embedding_dropout
 from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 from lstm_jax.cells.variants import GateState as GateState

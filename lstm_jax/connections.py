@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lstm_jax import meshes, sequence
 from lstm_jax.cells.base import as_cell, compute_dtype, step
-from lstm_jax.cells.regularized import inverted_dropout
+from lstm_jax.cells.dropout import inverted_dropout
 from lstm_jax.checks import arrays, options
 from lstm_jax.numerics import where_rows
 from lstm_jax.recurrence import loop

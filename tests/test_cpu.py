@@ -274,7 +274,7 @@ def test_is_chosen_where_it_can_run():
 
 
 def test_each_layer_of_a_stack_chooses_for_itself():
-    cells = lj.LSTMCell(3, 4), lj.SLSTMCell(4, 4), lj.LSTMCell(4, 5, peephole=True)
+    cells = lj.LSTMCell(3, 4), lj.SLSTMCell(4, 4), lj.LSTMCell(4, 5, layer_norm="ba")
     model = lj.Stack(cells)
     params, xs = model.init(jax.random.key(0)), jnp.ones((2, 7, 3))
     text = jax.jit(model.apply).lower(params, xs).as_text()
@@ -284,21 +284,23 @@ def test_each_layer_of_a_stack_chooses_for_itself():
         model.apply(params, xs, implementation="cpu")
 
 
-def test_noise_that_is_over_before_the_first_step_leaves_the_kernels_to_run():
-    plain = lj.LSTMCell(3, 4)
-    params, xs = plain.init(jax.random.key(0)), jnp.ones((2, 7, 3))
+def test_noise_leaves_the_kernels_to_run_where_they_know_the_cell():
+    xs, plain = jnp.ones((2, 7, 3)), lj.LSTMCell(3, 4)
 
-    def calls(key, **rates):
-        cell = lj.Regularized(plain, **rates)
+    def calls(key, inside=plain, **rates):
+        cell = lj.Regularized(inside, **rates)
+        params = cell.init(jax.random.key(0))
         run = jax.jit(lambda xs: lj.scan(cell, params, xs, key=key)[1])
         return run.lower(xs).as_text().count("@lstm_jax_forward")
 
     key = jax.random.key(1)
     assert calls(None, recurrent_dropout=0.5, output_dropout=0.5) == 1
-    assert calls(None, zoneout_h=0.5) == 0
+    assert calls(None, zoneout_h=0.5) == 1
     assert calls(key, input_dropout=0.5, drop_connect=0.5) == 1
-    assert calls(key, recurrent_dropout=0.5) == 0
-    cell = lj.Regularized(plain, recurrent_dropout=0.5)
-    assert lj.resolve_implementation(cell, params, xs) == "cpu"
-    with pytest.raises(NotImplementedError, match="recurrent_dropout=0.5"):
+    assert calls(key, recurrent_dropout=0.5) == 1
+    normalised = lj.LSTMCell(3, 4, layer_norm="haste")
+    assert calls(key, normalised, recurrent_dropout=0.5) == 0
+    cell = lj.Regularized(normalised, recurrent_dropout=0.5)
+    params = cell.init(jax.random.key(0))
+    with pytest.raises(NotImplementedError, match="layer_norm=.haste."):
         lj.scan(cell, params, xs, key=key, implementation="cpu")

@@ -24,11 +24,13 @@ OPTIONS = {
     "NOG": {"variant": "NOG", "peephole": True},
     "NIAF": {"variant": "NIAF", "clip": 0.9},
     "NOAF": {"variant": "NOAF", "cell_clip": 0.5, "peephole": True},
+    "diagonal": {"num_heads": "all", "variant": "CIFG", "peephole": True},
     "clips": {"clip": 0.6, "cell_clip": 0.3},
 }
 NOISE = {
     "recurrent_dropout": {"recurrent_dropout": 0.3},
     "output_dropout": {"output_dropout": 0.4},
+    "diagonal": {"recurrent_dropout": 0.3, "zoneout_h": 0.2},
     "zoneout": {"zoneout_h": 0.2, "zoneout_c": 0.4},
     "all": {
         "input_dropout": 0.2,
@@ -45,7 +47,10 @@ NOISE = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_agree_with_the_reference(name, shape):
     B, T, I, H, P = shape
-    cell = lj.LSTMCell(I, H, proj_size=P, **OPTIONS[name])
+    options = dict(OPTIONS[name])
+    if options.get("num_heads") == "all":
+        options["num_heads"], P = H, None
+    cell = lj.LSTMCell(I, H, proj_size=P, **options)
     options = dict(names=ALL if T > 9 else (), shape=(B, T), reverse=B == 20)
     actual = program(cell, "cpu", **options)()
     assert_close(actual, program(cell, "xla", **options)())
@@ -57,6 +62,8 @@ def test_options_agree_with_the_reference(name, shape):
 def test_noise_agrees_with_the_reference(name, shape, key):
     B, T, I, H, P = shape
     inside = lj.LSTMCell(I, H, proj_size=P, peephole=B == 20)
+    if name == "diagonal":
+        inside = lj.LSTMCell(I, H, num_heads=H)
     cell = lj.Regularized(inside, **NOISE[name])
     options = dict(names=ALL if T > 9 else (), shape=(B, T), states=B == 70)
     if key is not None:
@@ -81,7 +88,8 @@ def test_results_are_the_same_for_any_thread_count(monkeypatch):
 @pytest.mark.parametrize("name", [*OPTIONS, *NOISE])
 def test_they_are_chosen(name):
     if name in OPTIONS:
-        cell = lj.LSTMCell(3, 5, **OPTIONS[name])
+        heads = {"num_heads": 5} if name == "diagonal" else {}
+        cell = lj.LSTMCell(3, 5, **OPTIONS[name] | heads)
     else:
         cell = lj.Regularized(lj.LSTMCell(3, 5), **NOISE[name])
     params, xs = cell.init(jax.random.key(0)), jnp.ones((2, 4, 3))

@@ -36,6 +36,7 @@ BUFFERS = {
     "recurrent_mask": (12, (2, 6)),
     "output_mask": (13, (2, 4)),
     "keep_h": (14, (7, 2, 4), bool),
+    "diagonal": (16, (3, 5)),
     "keep_c": (15, (2, 7, 5), bool),
 }
 
@@ -49,17 +50,14 @@ def test_wrong_buffers_are_an_error(change):
     args = [
         *(jnp.zeros(s) for s in [(T, B, I), (I, 4 * H), (H, 4 * H), (4 * H,), (0,)]),
         *(jnp.zeros((B, H)), jnp.zeros((B, H)), flags, flags, empty, empty),
-        *(empty, empty, empty, flags, flags),
+        *(empty, empty, empty, flags, flags, empty),
     ]
     results = [
         jax.ShapeDtypeStruct(s, f32) for s in [(T, B, H), (0,), (B, H), (B, H)]
     ] + [jax.ShapeDtypeStruct((0,), dtype) for dtype in ("uint32", "uint32", f32)]
-    call = functools.partial(
-        jax.ffi.ffi_call(library.FORWARD, results),
-        reverse=np.int64(0),
-        standard=True,
-        **Step(lj.LSTMCell(I, H)).attributes,
-    )
+    attributes = {"reverse": np.int64(0), "standard": True}
+    attributes |= Step(lj.LSTMCell(I, H)).attributes
+    call = functools.partial(jax.ffi.ffi_call(library.FORWARD, results), **attributes)
     jax.block_until_ready(call(*args))
     bad = jnp.ones(shape, dtype[0] if dtype else args[position].dtype)
     args[position] = bad
@@ -78,7 +76,11 @@ def test_what_is_saved_can_be_cut_along_the_batch(dtype):
     empty, flags, none = jnp.zeros(0, dtype), jnp.zeros(0, bool), jnp.zeros(0)
 
     def operands(xs, h, c):
-        return [xs, *kernels, empty, empty, h, c, flags, flags, empty, none]
+        extras = [empty, none, none, flags, flags, empty]
+        return [xs, *kernels, empty, empty, h, c, flags, flags, empty, none, *extras]
+
+    cell = lj.LSTMCell(I, H)
+    attributes = {"reverse": np.int64(0), "standard": True, **Step(cell).attributes}
 
     def forward(xs, h, c):
         shapes = [shape((T, B, H), dtype), shape((0,), "float32")]
@@ -86,16 +88,17 @@ def test_what_is_saved_can_be_cut_along_the_batch(dtype):
         shapes += [shape((T, B, 4 * padded), bits), shape((T, B, padded), "uint32")]
         shapes += [shape((0,), dtype)]
         call = jax.ffi.ffi_call(library.FORWARD, shapes)
-        ys, _, _, _, gates, cells, _ = call(*operands(xs, h, c), reverse=np.int64(0))
+        ys, _, _, _, gates, cells, _ = call(*operands(xs, h, c), **attributes)
         return ys, gates, cells
 
     def d_xs(xs, h, c, ys, gates, cells):
         shapes = [shape(xs.shape, dtype), *[shape((0,), dtype)] * 5]
         shapes += [shape((0,), "float32"), shape((0,), dtype), shape((0,), "float32")]
+        shapes += [shape((0,), dtype)] * 2
         call = jax.ffi.ffi_call(library.BACKWARD, shapes)
         saved = [ys, empty, gates, cells]
         cotangents = [jnp.ones_like(ys), none, jnp.ones_like(h), jnp.ones_like(c)]
-        return call(*operands(xs, h, c), *saved, *cotangents, reverse=np.int64(0))[0]
+        return call(*operands(xs, h, c), *saved, *cotangents, **attributes)[0]
 
     xs = normal(2, (T, B, I), dtype)
     state = normal(3, (B, H), dtype), normal(4, (B, H))

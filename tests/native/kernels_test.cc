@@ -55,7 +55,8 @@ std::vector<Result> Run(const Case& test, const Kernels& first, const Kernels& s
   return results;
 }
 
-// `tolerance` is of outputs of 1, relative to larger ones, and of gradients relative to their terms.
+// `tolerance` is of outputs of 1, relative to larger ones, and of gradients relative to
+// their terms.
 bool CheckAgainstLoop(Case& test, Result& result, double tolerance) {
   std::vector<double> ys(result.ys.size(), 0);
   Arguments direction;
@@ -112,13 +113,13 @@ bool CheckAll(Case& test, const Kernels& kernels, const Kernels& baseline, Pool&
     std::printf("  %s: T %ld, B %ld, I %ld, H %ld, P %ld, reverse %d, controls %d\n",
                 kernels.name, long(s.steps), long(s.rows), long(s.inputs),
                 long(s.units), long(s.outputs), s.reverse, test.controls);
-    std::printf("  standard %d, gates %d, coupled %d, linear %d %d, clips %g %g, "
-                "peepholes %d, masks %d %d, zoneout %g %g, kept %d %d\n",
-                v.standard, s.gates.count, v.coupled, v.linear_candidate,
-                v.linear_output, v.clip, v.cell_clip,
-                !test.arguments.peephole.empty(), v.recurrent_mask != nullptr,
-                v.output_mask != nullptr, v.zoneout_h, v.zoneout_c,
-                v.keep_h != nullptr, v.keep_c != nullptr);
+    std::printf(
+        "  standard %d, gates %d, coupled %d, linear %d %d, clips %g %g, "
+        "diagonal %d, peepholes %d, masks %d %d, zoneout %g %g, kept %d %d\n",
+        v.standard, s.gates.count, v.coupled, v.linear_candidate, v.linear_output,
+        v.clip, v.cell_clip, test.diagonal, !test.arguments.peephole.empty(),
+        v.recurrent_mask != nullptr, v.output_mask != nullptr, v.zoneout_h, v.zoneout_c,
+        v.keep_h != nullptr, v.keep_c != nullptr);
   }
   return ok;
 }

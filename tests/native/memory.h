@@ -95,7 +95,7 @@ class Memory {
     p.d_last_c = d_c_.data();
     p.d_xs = g_.xs.data();
     p.d_kernel = g_.kernel.data();
-    p.d_recurrent = g_.recurrent.data();
+    (test_.diagonal ? p.d_diagonal : p.d_recurrent) = g_.recurrent.data();
     p.d_bias = g_.bias.data();
     p.d_projection = g_.projection.data();
     p.d_h = g_.h.data();
@@ -115,9 +115,9 @@ class Memory {
   }
 
   Arguments Gradients() const {
-    return {g_.xs.Read(),   g_.kernel.Read(),     g_.recurrent.Read(),
-            g_.bias.Read(), g_.projection.Read(), g_.h.Read(),
-            g_.c.Read(),    g_.reset_h.Read(),    g_.reset_c.Read(),
+    return {g_.xs.Read(),      g_.kernel.Read(),     g_.recurrent.Read(),
+            g_.bias.Read(),    g_.projection.Read(), g_.h.Read(),
+            g_.c.Read(),       g_.reset_h.Read(),    g_.reset_c.Read(),
             g_.peephole.Read()};
   }
 
@@ -148,11 +148,22 @@ class Memory {
     p.xs = a_.xs.data();
     p.weights = {a_.kernel.data(), a_.recurrent.data(), a_.bias.data(),
                  a_.projection.data()};
+    if (test_.diagonal) p.weights.recurrent = nullptr;
     p.state = {a_.h.data(), a_.c.data()};
     const Variant<float>& v = test_.variant;
-    p.variant = {v.standard,       v.coupled,      v.linear_candidate, v.linear_output,
-                 v.clip,           v.cell_clip,    v.zoneout_h,        v.zoneout_c,
-                 a_.peephole.data(), v.recurrent_mask, v.output_mask,  v.keep_h,
+    p.variant = {v.standard,
+                 v.coupled,
+                 v.linear_candidate,
+                 v.linear_output,
+                 v.clip,
+                 v.cell_clip,
+                 v.zoneout_h,
+                 v.zoneout_c,
+                 test_.diagonal ? a_.recurrent.data() : nullptr,
+                 a_.peephole.data(),
+                 v.recurrent_mask,
+                 v.output_mask,
+                 v.keep_h,
                  v.keep_c};
     if (test_.controls) {
       p.controls = {

@@ -74,12 +74,14 @@ void Step(const Moved& a, const Case& test, int64_t at, RowState& state) {
     entering[p] *= v.recurrent_mask[row * P + p];
   }
   AddProduct(a.xs, at, s.inputs, a.kernel, z);
-  AddProduct(entering, 0, P, a.recurrent, z);
+  if (test.diagonal) {
+    for (size_t n = 0; n < z.size(); ++n) z[n] += a.recurrent[n] * entering[n % H];
+  } else {
+    AddProduct(entering, 0, P, a.recurrent, z);
+  }
   for (int64_t u = 0; u < H; ++u) {
     int64_t seeing = 0;  // which of the gates that see c is next
-    const auto pre = [&](int gate) {
-      return z[s.gates.place[gate] * H + u];
-    };
+    const auto pre = [&](int gate) { return z[s.gates.place[gate] * H + u]; };
     const auto gate = [&](int number, double seen) {
       if (s.gates.place[number] == kNoGate) return 1.0;
       double x = pre(number);
@@ -90,8 +92,8 @@ void Step(const Moved& a, const Case& test, int64_t at, RowState& state) {
     const double i = gate(0, before);
     const double f = v.coupled ? 1 - i : gate(1, before);
     const double g = Clip(pre(2), v.clip);
-    const double c = Clip(
-        f * before + i * (v.linear_candidate ? g : std::tanh(g)), v.cell_clip);
+    const double c =
+        Clip(f * before + i * (v.linear_candidate ? g : std::tanh(g)), v.cell_clip);
     m[u] = gate(3, c) * (v.linear_output ? c : std::tanh(c));
     state.c[u] = Mix(v.keep_c, at * H + u, v.zoneout_c, before, c);
   }
@@ -133,6 +135,7 @@ void SetVariant(Case& c) {
   const int order = Uniform(0, 5);
   if (order < 4) s.gates = kOrders[order];
   v.coupled = s.gates.place[1] == kNoGate && Uniform(0, 1);
+  c.diagonal = !s.projected && Uniform(0, 4) == 0;
   v.linear_candidate = Uniform(0, 5) == 0;
   v.linear_output = Uniform(0, 5) == 0;
   if (Uniform(0, 3) == 0) v.clip = 1;
@@ -176,7 +179,8 @@ Case RandomCase() {
   Arguments& a = c.arguments;
   a.xs = Normal(T * B * I, 1);
   a.kernel = Normal(I * columns, 0.5 / std::sqrt(I));
-  a.recurrent = Normal(P * columns, 0.5 / std::sqrt(P));
+  const int64_t seen = c.diagonal ? 1 : P;
+  a.recurrent = Normal(seen * columns, 0.5 / std::sqrt(seen));
   a.bias = Normal(Uniform(0, 1) * columns, 0.5);
   a.projection = Normal(projected ? H * P : 0, 1 / std::sqrt(H));
   a.h = Normal(B * P, 0.5);

@@ -27,6 +27,7 @@ struct Case {
   bool controls;
   Arguments arguments;
   std::unique_ptr<bool[]> valid, reset;
+  bool diagonal = false;  // `recurrent` is one
   // Pointers are those of what follows, but that of the peephole is null.
   Variant<float> variant;
   Floats recurrent_mask, output_mask;

@@ -29,8 +29,8 @@ from lstm_jax.recurrence.contract import (
     saved_of,
 )
 from lstm_jax.recurrence.cpu import library
-from lstm_jax.recurrence.cpu.step import given, lstm_params, step_of
-from lstm_jax.types import Array, LSTMParams, LSTMState
+from lstm_jax.recurrence.cpu.step import given, is_diagonal, lstm_params, step_of
+from lstm_jax.types import Array, LSTMParams, LSTMState, PyTree
 
 
 def run(call: Call, leaves: Sequence[Array]) -> list[Array]:
@@ -79,7 +79,7 @@ def pullback(call: Call, which: tuple[bool, ...], args: Sequence[Array]) -> list
     size = len(values) // len(inputs)
     grads = call.tree.flatten_up_to(
         tuple(
-            _as_inputs(one, *values[n * size : (n + 1) * size])
+            _as_inputs(one, values[n * size : (n + 1) * size])
             for n, one in enumerate(inputs)
         )
     )
@@ -151,7 +151,7 @@ def _operands(call: Call, inputs: Inputs) -> list[Array]:
     return [
         _rows(xs, True, 1),
         params.kernel,
-        params.recurrent_kernel,
+        _or_empty(params.recurrent_kernel, dtype),
         _or_empty(params.bias, dtype),
         _or_empty(params.projection_kernel, dtype),
         _rows(h, False, 1),
@@ -165,6 +165,7 @@ def _operands(call: Call, inputs: Inputs) -> list[Array]:
         _or_empty(_rows(output_mask, False, 1), jnp.float32),
         _or_empty(_rows(extras.keep_h, True, 1), jnp.bool),
         _or_empty(_rows(extras.keep_c, True, 1), jnp.bool),
+        _or_empty(extras.diagonal, dtype),
     ]
 
 
@@ -217,55 +218,53 @@ def _backward_operands(
 def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
     params, state = lstm_params(wanted.params), wanted.state
     reset_h, reset_c = wanted.reset_state or (None, None)
-    weights = [
-        _shape_of(leaf, dtype)
-        for leaf in (
-            params.kernel,
-            params.recurrent_kernel,
-            params.bias,
-            params.projection_kernel,
-        )
-    ]
+    recurrent, diagonal = params.recurrent_kernel, None
+    if is_diagonal(params):
+        heads, _, gates = recurrent.shape
+        recurrent, diagonal = None, jax.ShapeDtypeStruct((gates, heads), dtype)
+    weights = (params.kernel, recurrent, params.bias, params.projection_kernel)
     return [
         _shape(_xs(wanted), dtype, True),
-        *weights,
+        *(_shape_of(leaf, dtype) for leaf in weights),
         _shape(state.h, dtype, False),
         _shape(state.c, jnp.float32, False),
         _shape(reset_h, dtype, False),
         _shape(reset_c, jnp.float32, False),
         _shape_of(params.peephole, dtype),
+        _shape_of(diagonal, dtype),
     ]
 
 
-def _as_inputs(
-    inputs, xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c, peephole
-) -> Inputs:
+def _as_inputs(inputs: Inputs, values: Sequence[Array]) -> Inputs:
     """Gradients in the structure of ``inputs``."""
-    params = lstm_params(inputs.params)
-    grads = LSTMParams(
-        kernel,
-        recurrent,
-        None if params.bias is None else bias,
-        None if params.projection_kernel is None else projection,
-        peephole=None if params.peephole is None else peephole,
-    )
-    if isinstance(inputs.params, Noise):
-        mask = inputs.params.input_mask
-        if mask is not None:
-            shape = _xs(inputs).shape
-            xs = (
-                xs.reshape(shape) * as_last_axes(mask, xs.reshape(shape))
-                if xs.size
-                else xs
-            )
-        grads = inputs.params._replace(params=grads)
-    if isinstance(inputs.xs, tuple):
-        xs = (xs, inputs.xs[1])
+    xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c = values[:9]
+    weights = (kernel, recurrent, bias, projection, *values[9:])
     return Inputs(
-        grads,
-        xs,
+        _params_gradient(inputs.params, weights),
+        _xs_gradient(inputs, xs),
         LSTMState(h, c),
         inputs.valid,
         inputs.reset,
         None if inputs.reset_state is None else LSTMState(reset_h, reset_c),
     )
+
+
+def _params_gradient(given: Any, weights: Sequence[Array]) -> Any:
+    kernel, recurrent, bias, projection, peephole, diagonal = weights
+    params = lstm_params(given)
+    grads = LSTMParams(
+        kernel,
+        diagonal.T if is_diagonal(params) else recurrent,
+        None if params.bias is None else bias,
+        None if params.projection_kernel is None else projection,
+        peephole=None if params.peephole is None else peephole,
+    )
+    return given._replace(params=grads) if isinstance(given, Noise) else grads
+
+
+def _xs_gradient(inputs: Inputs, grad: Array) -> PyTree:
+    mask = inputs.params.input_mask if isinstance(inputs.params, Noise) else None
+    if mask is not None and grad.size:  # it is empty where nobody wants it
+        grad = grad.reshape(_xs(inputs).shape)
+        grad = grad * as_last_axes(mask, grad)
+    return (grad, inputs.xs[1]) if isinstance(inputs.xs, tuple) else grad

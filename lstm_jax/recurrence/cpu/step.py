@@ -54,6 +54,8 @@ class Extras(NamedTuple):
     """What one direction of a step is given that the standard one is not.
 
     Attributes:
+        diagonal: ``[gates, H]``, in place of a recurrent kernel where every unit is a
+            head of its own.
         peephole: ``[gates that see c, H]``.
         recurrent_mask: ``[*batch, P]`` float32; h is multiplied by it on its way into
             the product.
@@ -62,6 +64,7 @@ class Extras(NamedTuple):
         keep_c: ``[T, *batch, H]`` bool, the same of c.
     """
 
+    diagonal: Array | None = None
     peephole: Array | None = None
     recurrent_mask: Array | None = None
     output_mask: Array | None = None
@@ -80,7 +83,8 @@ def step_of(cell: Any) -> Step | None:
         return inside._replace(zoneout_h=cell.zoneout_h, zoneout_c=cell.zoneout_c)
     if type(cell) is not LSTMCell or cell.variant in _OWN_STATE:
         return None
-    return Step(cell) if cell.is_standard_but_for(*_OPTIONS) else None
+    diagonal = ("num_heads",) if cell.num_heads == cell.hidden_size else ()
+    return Step(cell) if cell.is_standard_but_for(*_OPTIONS, *diagonal) else None
 
 
 def lstm_params(params: Any) -> LSTMParams:
@@ -103,4 +107,14 @@ def given(cell: Any, inputs: Inputs) -> tuple[LSTMParams, Array, Extras]:
             extras = extras._replace(recurrent_mask=rounded(noise.recurrent_mask))
         if noise.output_mask is not None:
             extras = extras._replace(output_mask=rounded(noise.output_mask))
+    if is_diagonal(params):
+        heads, _, gates = params.recurrent_kernel.shape
+        diagonal = params.recurrent_kernel.reshape(heads, gates).T
+        params = params._replace(recurrent_kernel=None)
+        extras = extras._replace(diagonal=diagonal)
     return params, xs, extras._replace(peephole=params.peephole)
+
+
+def is_diagonal(params: LSTMParams) -> bool:
+    """Whether units see their own h alone."""
+    return params.recurrent_kernel is not None and params.recurrent_kernel.ndim == 3

@@ -2,12 +2,12 @@
 #include "xla/ffi/api/ffi.h"
 
 #include <cstdlib>
-#include <initializer_list>
 #include <new>
 #include <string>
 #include <string_view>
 #include <utility>
 
+#include "checker.h"
 #include "dispatch.h"
 #include "threads/cpus.h"
 #include "threads/executor.h"
@@ -16,7 +16,6 @@
 namespace lstm {
 namespace {
 
-namespace ffi = xla::ffi;
 using ffi::AnyBuffer;
 using ffi::DataType;
 
@@ -30,53 +29,6 @@ class XlaPool : public Pool {
 
  private:
   ffi::ThreadPool pool_;
-};
-
-// Compares buffers with what they should be, and remembers the first that is not.
-class Checker {
- public:
-  using Dims = std::initializer_list<int64_t>;
-
-  // The buffer's data; null if the buffer is empty, which only `optional` ones may be.
-  template <class T>
-  T* Check(const char* name, const AnyBuffer& buffer, DataType type, Dims dims,
-           bool optional = false) {
-    if (optional && buffer.element_count() == 0) return nullptr;
-    bool same =
-        buffer.element_type() == type && buffer.dimensions().size() == dims.size();
-    for (size_t n = 0; same && n < dims.size(); ++n) {
-      same = buffer.dimensions()[n] == dims.begin()[n];
-    }
-    if (!same) Fail(name, buffer, type, dims);
-    return static_cast<T*>(buffer.untyped_data());
-  }
-
-  void Require(bool condition, const char* message) {
-    if (!condition && error_.empty()) error_ = message;
-  }
-
-  ffi::Error Result() const {
-    return error_.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(error_);
-  }
-  bool failed() const { return !error_.empty(); }
-
- private:
-  template <class List>
-  static std::string Text(int type, const List& dims) {
-    std::string text = "dtype " + std::to_string(type) + " [";
-    for (const int64_t dim : dims) text += std::to_string(dim) + ",";
-    text.back() = ']';
-    return text;
-  }
-
-  void Fail(const char* name, const AnyBuffer& buffer, DataType type, Dims dims) {
-    if (!error_.empty()) return;
-    error_ = std::string("lstm_jax: buffer ") + name + ": expected " +
-             Text(static_cast<int>(type), dims) + ", got " +
-             Text(static_cast<int>(buffer.element_type()), buffer.dimensions()) + ".";
-  }
-
-  std::string error_;
 };
 
 template <class Scalar>
@@ -108,15 +60,15 @@ class Buffers {
 // What both passes are given.
 struct Inputs {
   AnyBuffer xs, kernel, recurrent, bias, projection, h, c, valid, reset, reset_h,
-      reset_c, peephole, recurrent_mask, output_mask, keep_h, keep_c;
+      reset_c, peephole, recurrent_mask, output_mask, keep_h, keep_c, diagonal;
 };
 
-constexpr size_t kInputs = 16;
+constexpr size_t kInputs = 17;
 
 Inputs InputsOf(const Buffers& b) {
-  return {b.Arg(0),  b.Arg(1),  b.Arg(2),  b.Arg(3), b.Arg(4),  b.Arg(5),
-          b.Arg(6),  b.Arg(7),  b.Arg(8),  b.Arg(9), b.Arg(10), b.Arg(11),
-          b.Arg(12), b.Arg(13), b.Arg(14), b.Arg(15)};
+  return {b.Arg(0),  b.Arg(1),  b.Arg(2),  b.Arg(3),  b.Arg(4),  b.Arg(5),
+          b.Arg(6),  b.Arg(7),  b.Arg(8),  b.Arg(9),  b.Arg(10), b.Arg(11),
+          b.Arg(12), b.Arg(13), b.Arg(14), b.Arg(15), b.Arg(16)};
 }
 
 // What a call says of its step, beside its buffers.
@@ -156,6 +108,8 @@ void CheckVariant(const Inputs& in, const StepAttributes& step, Checker& check,
   const int64_t T = s.steps, B = s.rows, H = s.units, P = s.outputs;
   v.peephole = check.Check<Scalar>("peephole", in.peephole, kType<Scalar>,
                                    {Peepholes(s.gates), H}, true);
+  v.diagonal = check.Check<Scalar>("diagonal", in.diagonal, kType<Scalar>,
+                                   {s.gates.count, H}, true);
   const auto mask = [&](const char* name, const AnyBuffer& buffer) {
     return check.Check<float>(name, buffer, DataType::F32, {B, P}, true);
   };
@@ -187,7 +141,8 @@ void CheckInputs(const Inputs& in, const StepAttributes& step, bool reverse,
   p.xs = check.Check<Scalar>("xs", in.xs, kScalar, {T, B, I});
   p.weights = {
       check.Check<Scalar>("kernel", in.kernel, kScalar, {I, columns}),
-      check.Check<Scalar>("recurrent_kernel", in.recurrent, kScalar, {P, columns}),
+      check.Check<Scalar>("recurrent_kernel", in.recurrent, kScalar, {P, columns},
+                          true),
       check.Check<Scalar>("bias", in.bias, kScalar, {columns}, true),
       check.Check<Scalar>("projection_kernel", in.projection, kScalar, {H, P}, true)};
   p.state = {check.Check<Scalar>("h", in.h, kScalar, {B, P}),
@@ -201,6 +156,8 @@ void CheckInputs(const Inputs& in, const StepAttributes& step, bool reverse,
   check.Require(!p.controls.reset || (reset_state.h && reset_state.c),
                 "lstm_jax: reset needs a reset state.");
   CheckVariant(in, step, check, p.sizes, p.variant);
+  check.Require(!p.weights.recurrent != !p.variant.diagonal,
+                "lstm_jax: expected a recurrent kernel, or a diagonal.");
 }
 
 template <class Scalar>
@@ -252,8 +209,8 @@ void CheckBackward(const Buffers& buffers, const StepAttributes& step, bool reve
   const auto ret = [&](size_t n) { return buffers.Ret(n); };
   p.d_xs = check.Check<Scalar>("d_xs", ret(0), kScalar, {T, B, I}, true);
   p.d_kernel = check.Check<Scalar>("d_kernel", ret(1), kScalar, {I, s.columns()}, true);
-  p.d_recurrent =
-      check.Check<Scalar>("d_recurrent_kernel", ret(2), kScalar, {P, s.columns()}, true);
+  p.d_recurrent = check.Check<Scalar>("d_recurrent_kernel", ret(2), kScalar,
+                                      {P, s.columns()}, true);
   p.d_bias = check.Check<Scalar>("d_bias", ret(3), kScalar, {s.columns()}, true);
   p.d_projection =
       check.Check<Scalar>("d_projection_kernel", ret(4), kScalar, {H, P}, true);
@@ -262,8 +219,10 @@ void CheckBackward(const Buffers& buffers, const StepAttributes& step, bool reve
   p.d_c = check.Check<float>("d_c", ret(6), kFloat, {B, H}, true);
   p.d_reset_h = check.Check<Scalar>("d_reset_h", ret(7), kScalar, {B, P}, true);
   p.d_reset_c = check.Check<float>("d_reset_c", ret(8), kFloat, {B, H}, true);
-  p.d_peephole = check.Check<Scalar>("d_peephole", ret(9), kScalar,
-                                     {Peepholes(s.gates), H}, true);
+  p.d_peephole =
+      check.Check<Scalar>("d_peephole", ret(9), kScalar, {Peepholes(s.gates), H}, true);
+  p.d_diagonal =
+      check.Check<Scalar>("d_diagonal", ret(10), kScalar, {s.gates.count, H}, true);
 }
 
 // Checks all directions of a call, and runs them. Bit n of `reverse` is direction n's.
@@ -319,7 +278,8 @@ template <size_t kArgs, size_t kRets, class CheckFloat, class CheckPair, class F
 ffi::Error RunInDtype(ffi::ThreadPool threads, int64_t reverse,
                       const StepAttributes& step, const ffi::RemainingArgs& args,
                       const ffi::RemainingRets& rets, CheckFloat check_f32,
-                      CheckPair check_bf16, Floats Kernels::*f32, Pairs Kernels::*bf16) {
+                      CheckPair check_bf16, Floats Kernels::* f32,
+                      Pairs Kernels::* bf16) {
   if (!Counted<kArgs, kRets>(args, rets))
     return ffi::Error::InvalidArgument(kWrongCount);
   const Choice& choice = ChosenKernels();
@@ -332,13 +292,13 @@ ffi::Error RunInDtype(ffi::ThreadPool threads, int64_t reverse,
                                   check_f32, choice.kernels->*f32);
 }
 
-ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse,
-                       std::string_view gates, bool standard, bool coupled,
-                       bool linear_candidate, bool linear_output, float clip,
-                       float cell_clip, float zoneout_h, float zoneout_c,
-                       ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  const StepAttributes step = {gates,         coupled, linear_candidate,
-                               linear_output, standard, clip,
+ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse, std::string_view gates,
+                       bool standard, bool coupled, bool linear_candidate,
+                       bool linear_output, float clip, float cell_clip, float zoneout_h,
+                       float zoneout_c, ffi::RemainingArgs args,
+                       ffi::RemainingRets rets) {
+  const StepAttributes step = {gates,         coupled,   linear_candidate,
+                               linear_output, standard,  clip,
                                cell_clip,     zoneout_h, zoneout_c};
   return RunInDtype<kInputs, 7>(std::move(threads), reverse, step, args, rets,
                                 CheckForward<float>, CheckForward<BFloat16>,
@@ -350,10 +310,10 @@ ffi::Error BackwardCall(ffi::ThreadPool threads, int64_t reverse,
                         bool linear_candidate, bool linear_output, float clip,
                         float cell_clip, float zoneout_h, float zoneout_c,
                         ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  const StepAttributes step = {gates,         coupled, linear_candidate,
-                               linear_output, standard, clip,
+  const StepAttributes step = {gates,         coupled,   linear_candidate,
+                               linear_output, standard,  clip,
                                cell_clip,     zoneout_h, zoneout_c};
-  return RunInDtype<kInputs + 8, 10>(std::move(threads), reverse, step, args, rets,
+  return RunInDtype<kInputs + 8, 11>(std::move(threads), reverse, step, args, rets,
                                      CheckBackward<float>, CheckBackward<BFloat16>,
                                      &Kernels::backward_f32, &Kernels::backward_bf16);
 }

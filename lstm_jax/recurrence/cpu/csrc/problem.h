@@ -43,7 +43,7 @@ struct Sizes {
 template <class Scalar>
 struct Weights {
   const Scalar* kernel;      // [I, GH]
-  const Scalar* recurrent;   // [P, GH]
+  const Scalar* recurrent;   // [P, GH]; null if diagonal
   const Scalar* bias;        // [GH]
   const Scalar* projection;  // [H, P]
 };
@@ -66,7 +66,7 @@ struct Controls {
 // nothing; limits are infinite, and rates 0.
 template <class Scalar>
 struct Variant {
-  bool standard;  // there is nothing of all this
+  bool standard;          // there is nothing of all this
   bool coupled;           // f is 1 - i
   bool linear_candidate;  // g has no activation
   bool linear_output;     // nor has c on its way to h
@@ -74,7 +74,9 @@ struct Variant {
   float cell_clip;
   float zoneout_h;  // where there are no masks that say what is kept
   float zoneout_c;
-  const Scalar* peephole;       // [i, f and o, as far as there are such gates, H]
+  const Scalar* diagonal;  // [G, H]: what there is in place of a recurrent kernel where
+                           // each unit sees its own h alone
+  const Scalar* peephole;  // [i, f and o, as far as there are such gates, H]
   const float* recurrent_mask;  // [B, P]: h is multiplied by it before the product
   const float* output_mask;     // [B, P]
   const bool* keep_h;           // [T, B, P]: true keeps that of the step before
@@ -138,6 +140,7 @@ struct BackwardProblem {
   Scalar* d_reset_h;
   float* d_reset_c;
   Scalar* d_peephole;  // as `peephole`
+  Scalar* d_diagonal;  // as `diagonal`
 };
 
 constexpr int kMostProblems = 2;

@@ -41,7 +41,7 @@ class Backward {
 
   // Hands out workspace memory; see Arena.
   void Allocate(Arena& arena) {
-    recurrent_ = arena.Floats(output_panels_ * depth_ * kNr);
+    if (!step_.diagonal()) recurrent_ = arena.Floats(output_panels_ * depth_ * kNr);
     dz_ = arena.Floats(CeilDiv(depth_, kNr) * z_rows_ * kNr);
     dh_ = arena.Floats(output_panels_ * h_rows_ * kNr);
     dc_ = arena.Floats(blocks_ * s_.rows * kWidth);
@@ -94,14 +94,15 @@ class Backward {
  private:
   // Packs weights and the gradients of the last state; whoever is here takes part.
   void Pack(Team& team) {
+    const int64_t recurrents = step_.diagonal() ? 0 : output_panels_;
     const int64_t projections = s_.projected ? unit_panels_ : 0;
     for (;;) {
       int64_t item = team.Take();
-      if (item < output_panels_) {
+      if (item < recurrents) {
         PackGatesTransposed(p_.weights.recurrent, s_.outputs, s_, item, recurrent_);
         continue;
       }
-      item -= output_panels_;
+      item -= recurrents;
       if (item < products_.weight_items()) {
         products_.PackWeights(item);
         continue;
@@ -158,9 +159,10 @@ class Backward {
           Gates(n, start, piece.rows, block);
         }
       }
-      team.Barrier(rank);
+      if (!step_.diagonal()) team.Barrier(rank);
       for (const Piece& piece : mine) Recur(time, start, piece.rows, piece.blocks);
     }
+    if (step_.diagonal()) team.Barrier(rank);
   }
 
   // From the gradient of a projected h to that before the projection.
@@ -234,12 +236,16 @@ class Backward {
     const auto in = [&](float* matrix) -> MatrixC<float> {
       return {matrix + (panels.begin * h_rows_ + rows.begin) * kNr, kNr, h_rows_ * kNr};
     };
-    const bool masked = step_.masked();
-    const MatrixC<float> sum = in(masked ? dr_ : dh_);
-    Gemm<Scalar>({dz_ + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
-                 {recurrent_ + panels.begin * depth_ * kNr, depth_ * kNr}, depth_,
-                 panels.size(), masked ? Zeros() : AsInput(sum), sum);
-    if (masked) AddMasked(time, rows, panels);
+    if (step_.diagonal()) {
+      AddDiagonal(time, start, rows, panels);
+    } else {
+      const bool masked = step_.masked();
+      const MatrixC<float> sum = in(masked ? dr_ : dh_);
+      Gemm<Scalar>({dz_ + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
+                   {recurrent_ + panels.begin * depth_ * kNr, depth_ * kNr}, depth_,
+                   panels.size(), masked ? Zeros() : AsInput(sum), sum);
+      if (masked) AddMasked(time, rows, panels);
+    }
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       if (!steps_.Reset(time, row)) continue;
       for (int64_t block = 2 * panels.begin; block < 2 * panels.end; ++block) {
@@ -256,6 +262,23 @@ class Backward {
         float* dh = BlockOfA<float>(dh_, h_rows_, block, row);
         const Vec dr = Load(BlockOfA<float>(dr_, h_rows_, block, row));
         Store(dh, Load(dh) + step_.Recurrent(dr, {time, row, block}));
+      }
+    }
+  }
+
+  // The same where each unit has seen its own h alone.
+  void AddDiagonal(int64_t time, int64_t start, Range rows, Range panels) {
+    const int64_t end = Min(2 * panels.end, blocks_);
+    for (int64_t block = 2 * panels.begin; block < end; ++block) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const auto dz = [&](int gate) {
+          return LoadA<Scalar>(
+              BlockOfA<Scalar>(dz_, z_rows_, 4 * block + gate, start + row));
+        };
+        const Where at = {time, row, block};
+        const Vec dr = step_.DiagonalBack({dz(0), dz(1), dz(2), dz(3)}, at);
+        float* dh = BlockOfA<float>(dh_, h_rows_, block, row);
+        Store(dh, Load(dh) + step_.Recurrent(dr, at));
       }
     }
   }

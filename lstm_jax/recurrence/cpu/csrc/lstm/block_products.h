@@ -45,7 +45,9 @@ class BlockProducts {
   void Allocate(Arena& arena, bool one_block, int threads) {
     kernel_ = arena.Floats(input_panels_ * depth_ * kNr);
     d_bias_ = arena.Floats(gate_panels_ * kNr);
-    if (p_.d_peephole) d_peephole_ = arena.Floats(4 * UnitBlocks(s_.units) * kWidth);
+    const int64_t vectors = 4 * UnitBlocks(s_.units) * kWidth;
+    if (p_.d_peephole) d_peephole_ = arena.Floats(vectors);
+    if (p_.d_diagonal) d_diagonal_ = arena.Floats(vectors);
     d_xs_ = arena.Floats(threads * input_panels_ * tuning::kGradientRows * kNr);
     repacked_ = arena.Floats(repack_items() * RepackedStep());
     d_kernel_.Allocate(arena, block_rows_, one_block, threads);
@@ -105,7 +107,7 @@ class BlockProducts {
   // A block's products are so many items.
   int64_t items(const Block& block) const {
     return input_items(block) + d_kernel_.items() + d_recurrent_.items() +
-           d_projection_.items() + bias_items() + peephole_items();
+           d_projection_.items() + bias_items() + peephole_items() + diagonal_items();
   }
 
   // One of them; the largest come first. `dz` and `dy`, the gradients of projected h,
@@ -114,9 +116,7 @@ class BlockProducts {
     if (item < input_items(block)) return Inputs(item, block, dz, rank);
     item -= input_items(block);
     const int64_t lanes = DepthInLanes<Scalar>(block.rows);
-    const auto gate_columns = [&](int64_t panel) {
-      return GateColumns(s_, panel);
-    };
+    const auto gate_columns = [&](int64_t panel) { return GateColumns(s_, panel); };
     for (WeightGradient<Scalar>* gradient : {&d_kernel_, &d_recurrent_}) {
       if (item < gradient->items()) {
         return gradient->Add(item, AsB(dz, 0), lanes, gate_columns, block.first,
@@ -133,7 +133,9 @@ class BlockProducts {
     }
     item -= d_projection_.items();
     if (item < bias_items()) return Bias(item * tuning::kGradientPanels, block, dz);
-    Peephole(item - bias_items(), block, dz);
+    item -= bias_items();
+    if (item < peephole_items()) return Peephole(item, block, dz);
+    Diagonal(item - peephole_items(), block, dz);
   }
 
  private:
@@ -177,35 +179,59 @@ class BlockProducts {
     }
   }
 
+  // Blocks of units, of the gradients of peepholes and of a diagonal.
   int64_t peephole_items() const { return p_.d_peephole ? UnitBlocks(s_.units) : 0; }
+  int64_t diagonal_items() const { return p_.d_diagonal ? UnitBlocks(s_.units) : 0; }
 
-  // The gradients of the peepholes of one block of units: i and f saw c before the
-  // step, o what the step has made.
-  void Peephole(int64_t unit_block, const Block& block, float* dz) {
-    Vec sums[4] = {};
-    float* kept = d_peephole_ + 4 * unit_block * kWidth;
+  // i and f saw c before the step, o what the step has made.
+  void Peephole(int64_t units, const Block& block, float* dz) {
+    float* sums = d_peephole_ + 4 * units * kWidth;
+    AddProducts(units, block, dz, sums, [&](int64_t time, int64_t row, Vec(&seen)[4]) {
+      seen[0] = seen[1] = entering_.Cell(time, units, row);
+      seen[3] = step_.MadeCell(saved_.Read(time, units, row), seen[0]);
+    });
+    Scalar* to = p_.d_peephole;
+    for (int gate : {0, 1, 3}) {
+      if (s_.gates.place[gate] == kNoGate) continue;
+      StoreBlock(to, 0, s_.units, units, Load(sums + gate * kWidth));
+      to += s_.units;
+    }
+  }
+
+  // All gates saw h as it entered.
+  void Diagonal(int64_t units, const Block& block, float* dz) {
+    float* sums = d_diagonal_ + 4 * units * kWidth;
+    AddProducts(units, block, dz, sums, [&](int64_t time, int64_t row, Vec(&seen)[4]) {
+      const Vec h = LoadBlock(entering_.Hidden(time, row), 0, s_.units, units);
+      for (Vec& one : seen) one = h;
+    });
+    for (int gate = 0; gate < 4; ++gate) {
+      const int place = s_.gates.place[gate];
+      if (place == kNoGate) continue;
+      StoreBlock(p_.d_diagonal, place, s_.units, units, Load(sums + gate * kWidth));
+    }
+  }
+
+  // Adds to `sums`, one for each gate, the products of dz and what the gates have seen.
+  template <class SeenAt>
+  LSTM_INLINE void AddProducts(int64_t units, const Block& block, float* dz,
+                               float* sums, SeenAt seen_at) {
+    Vec sum[4] = {};
     for (int gate = 0; gate < 4 && !block.first; ++gate) {
-      sums[gate] = Load(kept + gate * kWidth);
+      sum[gate] = Load(sums + gate * kWidth);
     }
     for (int64_t n = 0; n < block.rows; ++n) {
       const int64_t time = (block.first_row + n) / s_.rows;
       const int64_t row = (block.first_row + n) % s_.rows;
       if (!steps_.Valid(time, row)) continue;
-      const Vec before = entering_.Cell(time, unit_block, row);
-      const Vec made = step_.MadeCell(saved_.Read(time, unit_block, row), before);
-      for (int gate : {0, 1, 3}) {
-        const float* at =
-            BlockOfA<Scalar>(dz, panel_rows_, 4 * unit_block + gate, n);
-        sums[gate] += LoadA<Scalar>(at) * (gate == 3 ? made : before);
+      Vec seen[4] = {};
+      seen_at(time, row, seen);
+      for (int gate = 0; gate < 4; ++gate) {
+        sum[gate] += seen[gate] * LoadA<Scalar>(BlockOfA<Scalar>(dz, panel_rows_,
+                                                                 4 * units + gate, n));
       }
     }
-    Scalar* to = p_.d_peephole;
-    for (int gate : {0, 1, 3}) {
-      Store(kept + gate * kWidth, sums[gate]);
-      if (s_.gates.place[gate] == kNoGate) continue;
-      StoreBlock(to, 0, s_.units, unit_block, sums[gate]);
-      to += s_.units;
-    }
+    for (int gate = 0; gate < 4; ++gate) Store(sums + gate * kWidth, sum[gate]);
   }
 
   // Some rows of the gradients of the inputs.
@@ -251,7 +277,9 @@ class BlockProducts {
 
   float* kernel_ = nullptr;  // transposed, in panels
   float* d_bias_ = nullptr;
-  float* d_peephole_ = nullptr;  // [blocks of units, 4 gates, kWidth]
+  // [blocks of units, 4 gates, kWidth]
+  float* d_peephole_ = nullptr;
+  float* d_diagonal_ = nullptr;
   // Some rows of input gradients for each thread.
   float* d_xs_ = nullptr;
   // dz and dy packed as B, where that is not how they are packed as A.

@@ -29,8 +29,7 @@ class Forward {
         blocks_(UnitBlocks(s_.units)),
         panels_(2 * blocks_),
         output_panels_(CeilDiv(s_.outputs, kNr)),
-        residuals_(p_.gates, p_.cells, s_.units, s_.rows,
-                   p_.variant.linear_candidate),
+        residuals_(p_.gates, p_.cells, s_.units, s_.rows, p_.variant.linear_candidate),
         block_steps_(ProjectedSteps(s_, threads_)) {}
 
   int threads() const { return threads_; }
@@ -100,7 +99,7 @@ class Forward {
       StoreA<Scalar>(BlockOfA<Scalar>(m_, h_rows_, block, row), Vec{});
     }
     for (int64_t block = 0; block < blocks_; ++block) {
-      Store(CellAt(c_, s_.rows, block, row), CellOf(from, block, row));
+      Store(CellAt(c_, s_.rows, block, row), LoadBlock(from.c, row, s_.units, block));
     }
   }
 
@@ -134,10 +133,11 @@ class Forward {
   // A step of some blocks of units, from what the inputs contribute; `z` is that of the
   // first row, for the first block.
   void Advance(int64_t n, Range rows, Range blocks, MatrixC<float> z) {
-    const int64_t depth = weights_.output_lanes();
-    Gemm<Scalar>({h_[n % 2] + rows.begin * kNr, h_rows_ * kNr}, rows.size(),
-                 weights_.Recurrent(blocks.begin), depth, 2 * blocks.size(), AsInput(z),
-                 z);
+    if (!step_.diagonal()) {
+      Gemm<Scalar>({h_[n % 2] + rows.begin * kNr, h_rows_ * kNr}, rows.size(),
+                   weights_.Recurrent(blocks.begin), weights_.output_lanes(),
+                   2 * blocks.size(), AsInput(z), z);
+    }
     // All gates are computed before any is used, so that the processor need not wait
     // for one of them.
     const auto row_zero = [&](int64_t block) {
@@ -178,8 +178,9 @@ class Forward {
           Advance(n, piece.rows, piece.blocks,
                   Z().At(row + piece.rows.begin, 2 * piece.blocks.begin));
         }
-        team.Barrier(rank);
+        if (!step_.diagonal()) team.Barrier(rank);
       }
+      if (step_.diagonal()) team.Barrier(rank);
     }
   }
 
@@ -220,19 +221,26 @@ class Forward {
 
   template <class Live>
   void ActivateRows(int64_t n, Range rows, int64_t block, float* z, const Live& live) {
-    const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      float* input_forget = z + row * kNr;
-      float* candidate_output = input_forget + z_rows_ * kNr;
-      const GateVecs gates = step_.Activate(
-          {live(Load(input_forget)), live(Load(input_forget + kWidth)),
-           live(Load(candidate_output)), live(Load(candidate_output + kWidth))},
-          Load(CellAt(c_, s_.rows, block, row)), {time, row, block});
-      Store(input_forget, gates.i);
-      Store(input_forget + kWidth, gates.f);
-      Store(candidate_output, gates.g);
-      Store(candidate_output + kWidth, gates.o);
+      float* from = z + row * kNr;
+      const Where at = {steps_.Time(n), row, block};
+      const GateVecs raw = GatesAt(from);
+      GateVecs gates = {live(raw.i), live(raw.f), live(raw.g), live(raw.o)};
+      if (step_.diagonal()) {
+        gates = step_.AddDiagonal(gates, LoadA<Scalar>(HiddenAt(n, block, row)), at);
+      }
+      gates = step_.Activate(gates, Load(CellAt(c_, s_.rows, block, row)), at);
+      Store(from, gates.i);
+      Store(from + kWidth, gates.f);
+      Store(from + z_rows_ * kNr, gates.g);
+      Store(from + z_rows_ * kNr + kWidth, gates.o);
     }
+  }
+
+  // `z` are i and f; g and o are in the next panel.
+  LSTM_INLINE GateVecs GatesAt(const float* z) const {
+    const float* next = z + z_rows_ * kNr;
+    return {Load(z), Load(z + kWidth), Load(next), Load(next + kWidth)};
   }
 
   // The state of one block of units, from its gates.
@@ -247,18 +255,15 @@ class Forward {
     }
   }
 
-  // `z` are gates i and f; g and o are in the next panel.
   LSTM_INLINE void UpdateBlock(int64_t n, int64_t row, int64_t block, const float* z) {
     const int64_t time = steps_.Time(n);
-    const float* next = z + z_rows_ * kNr;
-    const Stepped t =
-        step_.Update({Load(z), Load(z + kWidth), Load(next), Load(next + kWidth)},
-                     Load(CellAt(c_, s_.rows, block, row)), {time, row, block});
-    const GateVecs& gates = t.gates;
+    const Stepped t = step_.Update(GatesAt(z), Load(CellAt(c_, s_.rows, block, row)),
+                                   {time, row, block});
     if (residuals_) {
-      residuals_.Write(time, block, row, {gates.i, gates.f, gates.g, gates.o, t.c});
+      residuals_.Write(time, block, row,
+                       {t.gates.i, t.gates.f, t.gates.g, t.gates.o, t.c});
     }
-    EmitCell(time, block, row, t.c);
+    StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, t.c);
     CarryCell(n, block, row, t.c);
     if (s_.projected) {
       StoreA<Scalar>(BlockOfA<Scalar>(m_, h_rows_, block, row), t.m);
@@ -280,7 +285,7 @@ class Forward {
     const int64_t time = steps_.Time(n);
     const Vec c = Load(CellAt(c_, s_.rows, block, row));
     if (residuals_) residuals_.Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, c});
-    EmitCell(time, block, row, Vec{});
+    StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, Vec{});
     CarryCell(n, block, row, c);
     if (!s_.projected) Hold(n, block, row);
   }
@@ -343,7 +348,7 @@ class Forward {
       return;
     }
     if (steps_.Reset(steps_.Time(n + 1), row)) {
-      c = CellOf(p_.controls.reset_state, block, row);
+      c = LoadBlock(p_.controls.reset_state.c, row, s_.units, block);
     }
     Store(CellAt(c_, s_.rows, block, row), c);
   }
@@ -352,16 +357,8 @@ class Forward {
     StoreBlock(to, time * s_.rows + row, s_.outputs, block, h);
   }
 
-  void EmitCell(int64_t time, int64_t block, int64_t row, Vec c) {
-    StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, c);
-  }
-
   Vec HiddenOf(const State<Scalar>& state, int64_t block, int64_t row) const {
     return LoadBlock(state.h, row, s_.outputs, block);
-  }
-
-  Vec CellOf(const State<Scalar>& state, int64_t block, int64_t row) const {
-    return LoadBlock(state.c, row, s_.units, block);
   }
 
   // h as it enters the product of step n.

@@ -23,7 +23,7 @@ class ForwardWeights {
 
   void Allocate(Arena& arena) {
     kernel_ = arena.Floats(gate_panels_ * input_lanes_ * kNr);
-    recurrent_ = arena.Floats(gate_panels_ * output_lanes_ * kNr);
+    if (w_.recurrent) recurrent_ = arena.Floats(gate_panels_ * output_lanes_ * kNr);
     bias_ = arena.Floats(gate_panels_ * kNr);
     projection_ = arena.Floats(projection_panels_ * unit_lanes_ * kNr);
   }
@@ -71,8 +71,10 @@ class ForwardWeights {
     for (int64_t n = 0; n < count; ++n) columns[n] = GateColumns(s_, first + n);
     PackPanels(w_.kernel, s_.inputs, s_.columns(), columns, count,
                kernel_ + first * input_lanes_ * kNr);
-    PackPanels(w_.recurrent, s_.outputs, s_.columns(), columns, count,
-               recurrent_ + first * output_lanes_ * kNr);
+    if (w_.recurrent) {
+      PackPanels(w_.recurrent, s_.outputs, s_.columns(), columns, count,
+                 recurrent_ + first * output_lanes_ * kNr);
+    }
     for (int64_t n = 0; n < count; ++n) PackBias(first + n, columns[n]);
   }
 

@@ -1,5 +1,5 @@
-// The matrices of gates: in memory [rows, G units], gate after gate, of those that there
-// are; in panels block of units after block, and of each block i, f, g and o.
+// The matrices of gates: in memory [rows, G units], gate after gate, of those that
+// there are; in panels block of units after block, and of each block i, f, g and o.
 #ifndef LSTM_JAX_LSTM_GATES_H_
 #define LSTM_JAX_LSTM_GATES_H_
 

@@ -27,9 +27,7 @@ struct SavedAs {
   static Vec Symmetric(Vec v) {
     return sizeof(Bits) == 2 ? Unit(v * 0.5f + 0.5f) * 2.0f - 1.0f : v;
   }
-  static Vec Unbounded(Vec v) {
-    return sizeof(Bits) == 2 ? Round<BFloat16>(v) : v;
-  }
+  static Vec Unbounded(Vec v) { return sizeof(Bits) == 2 ? Round<BFloat16>(v) : v; }
 };
 
 // The gates and cells as problem.h describes them; `Gates` and `Cells` are their types

@@ -1,5 +1,6 @@
-// A step, in what the passes ask of it: each function is about one block of units of one
-// row, and has no loop. What follows is the standard step, and what every step shares.
+// A step, in what the passes ask of it: each function is about one block of units of
+// one row, and has no loop. What follows is the standard step, and what every step
+// shares.
 #ifndef LSTM_JAX_LSTM_STEP_H_
 #define LSTM_JAX_LSTM_STEP_H_
 
@@ -49,6 +50,12 @@ class StandardStep {
 
   // Whether h enters the product as another than it is handed on.
   static constexpr bool masked() { return false; }
+  // Whether units see their own h alone, and there is no product.
+  static constexpr bool diagonal() { return false; }
+  LSTM_INLINE GateVecs AddDiagonal(const GateVecs& z, Vec, const Where&) const {
+    return z;
+  }
+  LSTM_INLINE Vec DiagonalBack(const GateVecs&, const Where&) const { return Vec{}; }
 
   // The gates from their pre-activations, as far as they do not need c after the step.
   LSTM_INLINE GateVecs Activate(const GateVecs& z, Vec, const Where&) const {

@@ -29,6 +29,18 @@ class VariantStep {
 
   bool masked() const { return v_.recurrent_mask != nullptr; }
 
+  bool diagonal() const { return v_.diagonal != nullptr; }
+
+  LSTM_INLINE GateVecs AddDiagonal(const GateVecs& z, Vec h, const Where& at) const {
+    return {z.i + Diagonal(0, at) * h, z.f + Diagonal(1, at) * h,
+            z.g + Diagonal(2, at) * h, z.o + Diagonal(3, at) * h};
+  }
+
+  LSTM_INLINE Vec DiagonalBack(const GateVecs& dz, const Where& at) const {
+    return dz.i * Diagonal(0, at) + dz.f * Diagonal(1, at) + dz.g * Diagonal(2, at) +
+           dz.o * Diagonal(3, at);
+  }
+
   LSTM_INLINE GateVecs Activate(const GateVecs& z, Vec before, const Where& at) const {
     GateVecs gates;
     gates.i = Gate(0, z.i, before, at);
@@ -103,6 +115,11 @@ class VariantStep {
 
   LSTM_INLINE Vec Peephole(int gate, const Where& at) const {
     return peephole_[gate] ? LoadBlock(peephole_[gate], 0, s_.units, at.block) : Vec{};
+  }
+
+  LSTM_INLINE Vec Diagonal(int gate, const Where& at) const {
+    const int place = s_.gates.place[gate];
+    return place == kNoGate ? Vec{} : LoadBlock(v_.diagonal, place, s_.units, at.block);
   }
 
   LSTM_INLINE Vec Gate(int gate, Vec z, Vec seen, const Where& at) const {
