@@ -3,6 +3,7 @@
 #include "lstm/backward.h"
 #include "lstm/forward.h"
 #include "lstm/variant_step.h"
+#include "memory/pages.h"
 #include "threads/executor.h"
 
 #define LSTM_TEXT_OF(name) #name
@@ -35,9 +36,30 @@ Job Prepare(Pass& pass, const Sizes& sizes, Workspace& workspace) {
   return {pass.threads(), JoinTimeoutMicroseconds(sizes), body, &pass};
 }
 
+// The large results of a pass are new memory.
+template <class Scalar>
+void AskForPages(const ForwardProblem<Scalar>& p) {
+  const Sizes& s = p.sizes;
+  const int64_t rows = s.steps * s.rows, padded = PaddedUnits(s.units);
+  AskForLargePages(p.ys, rows * s.outputs);
+  AskForLargePages(p.cs, rows * s.units);
+  AskForLargePages(p.gates, rows * 4 * padded);
+  AskForLargePages(p.cells, rows * padded);
+  AskForLargePages(p.entering, rows * s.outputs);
+}
+
+template <class Scalar>
+void AskForPages(const BackwardProblem<Scalar>& p) {
+  const Sizes& s = p.sizes;
+  AskForLargePages(p.d_xs, s.steps * s.rows * s.inputs);
+  AskForLargePages(p.d_kernel, s.inputs * s.columns());
+  AskForLargePages(p.d_recurrent, s.outputs * s.columns());
+}
+
 template <class Scalar, class Pass, class Problem>
 void RunAll(const Problem* problems, int count, Executor& executor) {
   const Sizes& s = problems[0].sizes;
+  for (int n = 0; n < count; ++n) AskForPages(problems[n]);
   if (count == 2 && executor.limit() > 1 && SideBySide<Scalar>(s)) {
     Pass first(problems[0], executor.limit() / 2),
         second(problems[1], executor.limit() / 2);
