@@ -29,6 +29,7 @@ MERGES = {
 def check_options(model: Any) -> None:
     """Checks the options of a stack, and that its layers fit on top of each other."""
     options.check_flags(model)
+    _check_reverse(model)
     options.check_choice("merge", model.merge, tuple(MERGES))
     options.check_rate("dropout", model.dropout)
     if model.dropout and len(model.cells) == 1:
@@ -56,6 +57,25 @@ def check_options(model: Any) -> None:
                 f"residual: expected layers with outputs of one size, got {below} from "
                 f"layer {index - 1} and {size} from layer {index}."
             )
+
+
+def _check_reverse(model: Any) -> None:
+    """Checks the directions of one-directional layers, and gives them one spelling."""
+    each = model._reversed
+    for one in each:
+        options.check_flag("reverse", one)
+    if len(each) != len(model.cells):
+        raise ValueError(
+            f"reverse: expected one value or L = {len(model.cells)} of them, got "
+            f"{len(each)}: {each}."
+        )
+    if any(each) and model.bidirectional:
+        raise ValueError(
+            f"reverse: expected False with bidirectional=True, whose layers run both "
+            f"ways, got {model.reverse}."
+        )
+    if len(set(each)) == 1:
+        object.__setattr__(model, "reverse", each[0])
 
 
 def through_layers(
@@ -92,6 +112,11 @@ def through_layers(
 
 def last_output(model: Any, state: tuple[Directions, ...]) -> Array:
     """What the last steps put out, from the states after them."""
+    if model.residual and len(set(model._reversed)) > 1:
+        raise ValueError(
+            "last: expected layers that end at the same step, since residual adds what "
+            f"they put out, got reverse={model.reverse}. Take ys where it is needed."
+        )
     outputs, below = [], None
     for layer in state:
         hidden = [one.h for one in layer if one is not None]
@@ -138,7 +163,7 @@ def apply(model, params, xs, state, traced, *, static):
         def run(index, cell, xs):
             key = None if given.key is None else jax.random.fold_in(given.key, index)
             layer = given._replace(key=key)
-            return _layer(model, cell, params[index], xs, state[index], layer)
+            return _layer(model, index, cell, params[index], xs, state[index], layer)
 
         after, ys = through_layers(model, xs, run, given.key)
         return after, ys if given.time_major else jnp.moveaxis(ys, 0, axis)
@@ -148,9 +173,9 @@ def apply(model, params, xs, state, traced, *, static):
     return meshes.automatic(whole, args, xs, (first, axis), (0, first))
 
 
-def _layer(model, cell, params, xs, state, given):
+def _layer(model, index, cell, params, xs, state, given):
     """One layer over time, in one direction or in two."""
-    directions = []
+    directions, reverse = [], (model._reversed[index], True)
     for n in range(model._directions):
         reset_state = None
         if given.reset is not None:
@@ -159,7 +184,7 @@ def _layer(model, cell, params, xs, state, given):
             reset_state = cell.initial_state(params[n], batch_shape, dtype)
         key = None if given.key is None else jax.random.fold_in(given.key, 1 + n)
         directions.append(
-            loop.Direction(params[n], state[n], reset_state, key, reverse=n == 1)
+            loop.Direction(params[n], state[n], reset_state, key, reverse[n])
         )
     results = loop.run(cell, xs, directions, given, given.implementation)
     afters, outputs = zip(*results, strict=True)

@@ -26,6 +26,7 @@ Rate = float | tuple[float, ...]
 # The options of a stack that one layer may have otherwise than another.
 _EACH_LAYER = (
     "hidden_size",
+    "reverse",
     "variant",
     "input_dropout",
     "recurrent_dropout",
@@ -38,6 +39,7 @@ _OF_THE_STACK = (
     "input_size",
     "num_layers",
     "bidirectional",
+    "reverse",
     "merge",
     "dropout",
     "residual",
@@ -53,6 +55,7 @@ class LSTMOptions(TypedDict, total=False):
     """
 
     bidirectional: bool
+    reverse: bool | tuple[bool, ...]
     merge: str
     dropout: float
     residual: bool
@@ -102,6 +105,7 @@ class LSTM(stack.Layers):
         num_layers: L.
         bidirectional: see :class:`Stack`, as for the options up to ``skip``. By default
             the next layer sees both outputs side by side, forward first.
+        reverse: see :class:`Stack`; each.
         merge: see :class:`Stack`.
         dropout: see :class:`Stack`.
         residual: see :class:`Stack`.
@@ -150,6 +154,7 @@ class LSTM(stack.Layers):
     num_layers: int = 1
     _: dataclasses.KW_ONLY
     bidirectional: bool = False
+    reverse: bool | tuple[bool, ...] = False
     merge: str = "concat"
     dropout: float = 0.0
     residual: bool = False

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lstm_jax import connections, sequence
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype
-from lstm_jax.checks import arrays, slips, trees
+from lstm_jax.checks import arrays, options, slips, trees
 from lstm_jax.descriptions.base import Description
 from lstm_jax.recurrence import choice
 from lstm_jax.types import Array, Directions, Options
@@ -23,11 +23,12 @@ class Layers(Description):
     """What every stack does, whatever it is described by.
 
     A subclass is a frozen dataclass with the attributes ``cells``, ``bidirectional``,
-    ``merge``, ``dropout``, ``residual`` and ``skip`` of :class:`Stack`.
+    ``reverse``, ``merge``, ``dropout``, ``residual`` and ``skip`` of :class:`Stack`.
     """
 
     cells: Any
     bidirectional: bool
+    reverse: bool | tuple[bool, ...]
     merge: str
     dropout: float
     residual: bool
@@ -52,6 +53,13 @@ class Layers(Description):
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    @property
+    def _reversed(self) -> tuple[bool, ...]:
+        """Of each layer whether it runs from the last step to the first alone."""
+        if isinstance(self.reverse, tuple):
+            return self.reverse
+        return (self.reverse,) * len(self.cells)
 
     @slips.explained
     def init(self, key: Array) -> Params:
@@ -174,14 +182,11 @@ class Layers(Description):
             ``(state, y)``: the state after the step and the last layer's output.
 
         Raises:
-            ValueError: if the model is bidirectional, or a shape is wrong.
+            ValueError: if the model is bidirectional or has layers that run in
+                reverse, or a shape is wrong.
             TypeError: if a type or dtype is wrong.
         """
-        if self.bidirectional:
-            raise ValueError(
-                "step: expected a one-directional model, got bidirectional=True. Its "
-                "backward half needs the whole sequence: use apply."
-            )
+        options.check_forward("step", self)
         params = self.check_params(params)
         x, batch_shape = arrays.check_step_input(as_cell(self.cells[0]), x)
         state = self._conform_state(params, state, x, (0, len(batch_shape)))
@@ -226,7 +231,8 @@ class Layers(Description):
             state: as :meth:`apply` or :meth:`step` returned it.
 
         Raises:
-            ValueError: if it is of another model.
+            ValueError: if it is of another model, or ``residual`` adds outputs of
+                layers that end at different steps, since some are ``reverse``.
             TypeError: if it is no state of a stack.
 
         Example:
@@ -284,18 +290,7 @@ class Layers(Description):
             TypeError: if they are nested otherwise.
         """
         cells = [as_cell(cell) for cell in self.cells]
-        trees.check_layers("params", cells, params, self.bidirectional)
-        return tuple(
-            Directions(
-                *(
-                    None
-                    if one is None
-                    else trees.check_params(cell, one, f"params[{index}].{name}")
-                    for name, one in zip(layer._fields, layer, strict=True)
-                )
-            )
-            for index, (cell, layer) in enumerate(zip(cells, params, strict=True))
-        )
+        return trees.take_params(cells, params, self.bidirectional)
 
     def _conform_state(
         self,
@@ -335,6 +330,7 @@ class Layers(Description):
         made = Stack(
             tuple(as_cell(cell).for_program() for cell in self.cells),
             bidirectional=self.bidirectional,
+            reverse=self.reverse,
             merge=self.merge if self.bidirectional else "concat",
             dropout=self.dropout if len(self.cells) > 1 else 0.0,
             residual=self.residual,
@@ -354,6 +350,10 @@ class Stack(Layers):
         cells: the cell of each layer, in both directions. What a cell takes is what
             the layer below puts out: with two directions and "concat", twice that.
         bidirectional: whether every layer also runs from the last step to the first.
+        reverse: whether layers run from the last step to the first, and in that
+            direction alone: one for all, or a tuple with one for each layer. Parameters
+            and states are in ``forward`` as ever: a state is that before the layer's
+            last step and, coming back, after its first; see :func:`scan`.
         merge: how the outputs of two directions become one: "concat", "sum", "mean" or
             "mul".
         dropout: rate of the elementwise, inverted dropout between layers, in [0, 1);
@@ -382,6 +382,7 @@ class Stack(Layers):
     cells: tuple[Cell, ...]
     _: dataclasses.KW_ONLY
     bidirectional: bool = False
+    reverse: bool | tuple[bool, ...] = False
     merge: str = "concat"
     dropout: float = 0.0
     residual: bool = False

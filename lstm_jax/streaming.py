@@ -70,9 +70,9 @@ def stream(
         then the one passed in.
 
     Raises:
-        ValueError: at once, if the model is bidirectional or an option is wrong; when
-            it is read, if a chunk's shape, dtype or controls are not those of the
-            first, or not what the model takes.
+        ValueError: at once, if a layer needs the whole sequence (bidirectional, or in
+            reverse) or an option is wrong; when it is read, if a chunk's shape, dtype
+            or controls are not those of the first, or not what the model takes.
         TypeError: if a type or a dtype is wrong, such as one array for ``chunks``.
 
     Example:
@@ -86,11 +86,7 @@ def stream(
         (2, 4, 5)
         (2, 2, 5)
     """
-    if np.any(getattr(model, "bidirectional", False)):
-        raise ValueError(
-            "stream: expected a one-directional model, got bidirectional=True. Its "
-            "backward half needs the whole sequence: use apply."
-        )
+    options.check_forward("stream", model)
     _check_chunks(chunks)
     options.check_flag("time_major", time_major)
     if chunk_size is not None:

@@ -13,6 +13,7 @@ from lstm_jax.convert import TARGETS, targets
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "targets.md"
 # A value of each option that is not its default, and what else it needs.
 OTHERWISE = {
+    "reverse": {"num_layers": 2, "reverse": True},
     "merge": {"bidirectional": True, "merge": "sum"},
     "residual": {"num_layers": 2, "residual": True},
     "skip": {"num_layers": 2, "skip": True},

@@ -33,6 +33,20 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected True or False, got {_got(value)}.")
 
 
+def check_forward(name: str, model: Any) -> None:
+    """Checks that a model can begin before it has seen the whole sequence."""
+    if np.any(getattr(model, "bidirectional", False)):
+        raise ValueError(
+            f"{name}: expected a one-directional model, got bidirectional=True. Its "
+            "backward half needs the whole sequence: use apply."
+        )
+    if np.any(getattr(model, "reverse", False)):
+        raise ValueError(
+            f"{name}: expected a model that runs forward, got reverse={model.reverse}. "
+            "A layer in reverse needs the whole sequence: use apply."
+        )
+
+
 def check_plain(name: str, value: Any) -> None:
     """Checks that an option is no array: an array is equal to nothing as a whole."""
     if not isinstance(value, (np.ndarray, jax.Array)):

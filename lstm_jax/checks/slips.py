@@ -21,8 +21,8 @@ _NOISE = (
     "lstm_jax.LSTM.apply takes key=."
 )
 _BACKWARDS = (
-    "bidirectional=True runs both ways; lstm_jax.scan(..., reverse=True) runs one "
-    "layer backwards."
+    "bidirectional=True runs both ways; reverse, of lstm_jax.LSTM, lstm_jax.Stack and "
+    "lstm_jax.scan, runs layers backwards."
 )
 
 # What stands here for arguments that there are none of.

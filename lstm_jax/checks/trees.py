@@ -198,6 +198,22 @@ def check_state(
     return structure.unflatten(leaves)
 
 
+def take_params(cells: Sequence[Any], params: Any, bidirectional: bool) -> Any:
+    """Checks a stack's parameters, and returns them as JAX's arrays."""
+    check_layers("params", cells, params, bidirectional)
+    return tuple(
+        Directions(
+            *(
+                None
+                if one is None
+                else check_params(cell, one, f"params[{index}].{name}")
+                for name, one in zip(layer._fields, layer, strict=True)
+            )
+        )
+        for index, (cell, layer) in enumerate(zip(cells, params, strict=True))
+    )
+
+
 def take_state(cells: Sequence[Any], state: Any, bidirectional: bool) -> Any:
     """Checks a stack's state, of any batch, and returns it as JAX's arrays."""
     check_layers("state", cells, state, bidirectional)

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.checks import border
+from lstm_jax.checks import border, options
 from lstm_jax.convert import layers as records
 from lstm_jax.convert import targets
 from lstm_jax.convert.files.activations import as_function
@@ -25,7 +25,7 @@ _FIELDS = ("kernel", "recurrent_kernel", "bias")
 
 KERAS = targets.Target(
     "Keras",
-    dict.fromkeys(targets.ACTIVATIONS, True),
+    dict.fromkeys((*targets.ACTIVATIONS, "reverse"), True),
     one_activation=True,
     merges=tuple(_MERGES.values()),
 )
@@ -34,6 +34,7 @@ KERAS = targets.Target(
 def from_keras(
     *layers: Sequence[Any],
     bidirectional: bool = False,
+    go_backwards: bool | Sequence[bool] = False,
     merge_mode: str = "concat",
     activation: str | Callable[[Array], Array] = "tanh",
     recurrent_activation: str | Callable[[Array], Array] = "sigmoid",
@@ -45,8 +46,13 @@ def from_keras(
     tanh. ``LSTM`` of TensorFlow 1 and of Keras before 2.3 has a *hard* sigmoid by
     default, which is another function, and outputs differ by some hundredths:
     ``clip(0.2 x + 0.5, 0, 1)``, and with 1/6 in place of 0.2 since Keras 3, which is
-    ``jax.nn.hard_sigmoid``. For such a layer pass the function. A layer with
-    ``go_backwards=True`` has the same weights: give the model ``jnp.flip(xs, 1)``.
+    ``jax.nn.hard_sigmoid``. For such a layer pass the function.
+
+    Neither is the direction. A layer with ``go_backwards=True`` puts its outputs out in
+    the order in which they are made, and the next layer takes them in that order: it
+    runs backward itself, unless it has ``go_backwards=True`` too. ``reverse`` of the
+    model says which do. Its outputs stand at their inputs' times: where the last layer
+    runs backward, Keras's are ``jnp.flip(ys, 1)``.
 
     Args:
         *layers: for each layer, first to last, what ``layer.get_weights()`` returns:
@@ -56,6 +62,7 @@ def from_keras(
             bias is ``[8H]``, are taken too. Their dtype is kept (float64 where 64-bit
             types are on).
         bidirectional: whether the layers are ``Bidirectional``.
+        go_backwards: theirs, one for all or one for each layer.
         merge_mode: theirs: "concat", "sum", "ave" or "mul".
         activation: theirs, as Keras names it or as a function of an array.
         recurrent_activation: the same, of the gates. "hard_sigmoid", which says two
@@ -66,8 +73,8 @@ def from_keras(
         ``return_sequences=False`` is ``model.last(state)``.
 
     Raises:
-        ValueError: if the number of arrays, a shape, ``merge_mode`` or the name of an
-            activation does not fit.
+        ValueError: if the number of arrays, a shape, ``go_backwards``, ``merge_mode``
+            or the name of an activation does not fit.
         TypeError: if a layer is no list of floating arrays.
 
     Example:
@@ -95,10 +102,25 @@ def from_keras(
         taken,
         name_of,
         merge=merge,
+        reverse=_directions(go_backwards, len(layers)),
         gate_activation=as_function("recurrent_activation", recurrent_activation),
         candidate_activation=function,
         output_activation=function,
     )
+
+
+def _directions(go_backwards: Any, layers: int) -> tuple[bool, ...]:
+    """Of each layer whether it runs backward in the time of the first one's inputs."""
+    each = go_backwards
+    if not isinstance(each, (tuple, list)):
+        each = (each,) * layers
+    if len(each) != layers:
+        raise ValueError(
+            f"go_backwards: expected one value or {layers} of them, got {each!r}."
+        )
+    for one in each:
+        options.check_flag("go_backwards", one)
+    return tuple(sum(each[: n + 1]) % 2 == 1 for n in range(layers))
 
 
 def merge_of(merge_mode: Any) -> str:
@@ -118,8 +140,11 @@ def merge_of(merge_mode: Any) -> str:
 def to_keras(model: LSTM, params: Params) -> list[list[np.ndarray]]:
     """Returns, for each layer, what ``layer.set_weights`` takes.
 
-    Activations are not in the weights: make the layer with those of the model. The
-    arrays are new ones that nothing else uses.
+    Activations are not in the weights: make the layer with those of the model. Nor is
+    the direction: a layer has ``go_backwards=True`` where ``reverse`` is another than
+    that of the layer below, and at the first one where it is True; see
+    :func:`from_keras` for the order of the outputs. The arrays are new ones that
+    nothing else uses.
 
     Raises:
         ValueError: if the model has a projection, or is no stack of standard layers:

@@ -23,7 +23,7 @@ OPTIONS = tuple(
     field.name for field in dataclasses.fields(LSTM) if field.name not in EVERYWHERE
 )
 ACTIVATIONS = ("gate_activation", "candidate_activation", "output_activation")
-_OF_THE_STACK = ("residual", "skip")
+_OF_THE_STACK = ("reverse", "residual", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,8 @@ def check(target: Target, model: Any, params: Params) -> None:
     for name in _OF_THE_STACK:
         if getattr(model, name) and not target.says(name, True):
             raise ValueError(
-                f"{name}: expected False, since {target.name} has none, got True."
+                f"{name}: expected False, since {target.name} has none, got "
+                f"{getattr(model, name)}."
             )
     if model.bidirectional:
         _check_merge(target, model.merge)

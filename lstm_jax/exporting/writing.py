@@ -87,8 +87,8 @@ def export(
             this package's, as for ``model.to_config``.
 
     Raises:
-        ValueError: if a shape does not fit, ``model`` is bidirectional and ``step``
-            is on, or a function in the description has no name.
+        ValueError: if a shape does not fit, a layer needs the whole sequence and
+            ``step`` is on, or a function in the description has no name.
         TypeError: if ``model`` is no stack, or an array's dtype is wrong.
         ImportError: if flatbuffers or safetensors is missing.
 
@@ -164,6 +164,8 @@ def _check_model(model: Any, step: bool) -> None:
             "step: expected False for a bidirectional model, whose backward half needs "
             "the whole sequence, got True."
         )
+    if step:
+        options.check_forward("step", model)
 
 
 def _take_ends(model: Any, embedding: Any, readout: Any) -> tuple:

@@ -93,11 +93,7 @@ def _check_around(name: str, around: Any) -> tuple[Callable[..., Any], PyTree]:
 
 def _of_stack(model, params, inputs, embedding, readout) -> Runner:
     """Runs a stack: one step by ``step``, more by ``apply`` with lengths."""
-    if model.bidirectional:
-        raise ValueError(
-            "model: expected a one-directional model, got bidirectional=True. Its "
-            "backward half needs the whole sequence: use apply."
-        )
+    options.check_forward("model", model)
     params = model.check_params(params)
     if inputs is None:
         if embedding is not None:

@@ -130,6 +130,32 @@ def test_go_backwards_is_reverse_in_processing_order():
     assert_close(jnp.flip(ys, 1), call(layer, xs))
 
 
+@pytest.mark.parametrize("each", [(True, False, True), (False, True, True), True])
+def test_stacks_that_go_backwards_alternate(each):
+    given = each if isinstance(each, tuple) else (each,) * 3
+    layers = [
+        build(keras.layers.LSTM(H, return_sequences=True, go_backwards=one), size)
+        for one, size in zip(given, (I, H, H), strict=True)
+    ]
+    xs = ys = normal(1, (B, T, I))
+    for layer in layers:
+        ys = call(layer, ys)
+    weights = [layer.get_weights() for layer in layers]
+    model, params = lj.convert.from_keras(*weights, go_backwards=each)
+    ours = model.apply(params, xs)[1]
+    assert_close(jnp.flip(ours, 1) if model.reverse[-1] else ours, ys)
+    for mine, theirs in zip(lj.convert.to_keras(model, params), weights, strict=True):
+        assert_close(mine, [jnp.asarray(one) for one in theirs])
+
+
+def test_directions_that_do_not_fit_are_refused():
+    weights = build(keras.layers.LSTM(H)).get_weights()
+    with pytest.raises(ValueError, match="go_backwards: expected one value or 1 of"):
+        lj.convert.from_keras(weights, go_backwards=(True, False))
+    with pytest.raises(TypeError, match="go_backwards: expected True or False, got 1"):
+        lj.convert.from_keras(weights, go_backwards=1)
+
+
 HARD = {
     "since Keras 3": ("hard_sigmoid", jax.nn.hard_sigmoid, 2 / 3),
     "before": (

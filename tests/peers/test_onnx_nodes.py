@@ -26,11 +26,10 @@ def through_us(file, feed, node):
     """Y, Y_h and Y_c of a file's only node, as ``from_onnx`` takes it."""
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     backward, first = given.get("direction") == b"reverse", given.get("layout", 0)
-    (pair,) = quietly(from_onnx, file, reverse=True).values()
+    (pair,) = quietly(from_onnx, file).values()
     model, params = pair
+    assert model.reverse == backward
     xs, lengths = feed["X"], feed.get("sequence_lens")
-    if backward:
-        xs = reversed_in_time(xs, lengths, first)
     state = None
     if "initial_h" in feed:
         start = [feed["initial_h"], feed["initial_c"]]
@@ -41,21 +40,9 @@ def through_us(file, feed, node):
             params, xs, state, lengths=lengths, time_major=not first
         )
     ys = np.asarray(ys)
-    if backward:
-        ys = reversed_in_time(ys, lengths, first)
     ys = np.stack(np.split(ys, 1 + model.bidirectional, -1), 2 if first else 1)
     last = lj.convert.state_to_torch(model, state)
     return [ys, *(one.swapaxes(0, 1) if first else one for one in last)]
-
-
-def reversed_in_time(values, lengths, batch_first):
-    """Each row's steps in reverse, those after its length where they are."""
-    values = np.array(values if batch_first else values.swapaxes(0, 1))
-    for row, length in enumerate(lengths if lengths is not None else ()):
-        values[row, :length] = values[row, :length][::-1]
-    if lengths is None:
-        values = values[:, ::-1]
-    return values if batch_first else values.swapaxes(0, 1)
 
 
 def own_cases():

@@ -538,15 +538,27 @@ def test_a_node_of_each_direction_is_one_layer(kind, merge):
 
 
 def test_backward_before_forward_is_no_layer_of_ours():
-    with pytest.raises(ValueError, match="'backward'.*got 'reverse' alone"):
-        from_onnx(pair("Concat", swapped=True))
+    taken = from_onnx(pair("Concat", swapped=True))
+    models = {name: model for name, (model, _) in taken.items()}
+    assert models == {"forward": lj.LSTM(I, H), "backward": lj.LSTM(I, H, reverse=True)}
 
 
 def test_a_node_that_runs_backward_alone():
     file = file_of([lstm(direction="reverse")], WEIGHTS)
-    with pytest.raises(ValueError, match="'n'.*direction: .*reverse=True"):
-        from_onnx(file)
-    assert_same(from_onnx(file, reverse=True)["n"][1], plain_params())
+    for reverse in (False, True):
+        model, params = from_onnx(file, reverse=reverse)["n"]
+        assert model == lj.LSTM(I, H, reverse=not reverse)
+        assert_same(params, plain_params())
+
+
+def test_nodes_that_alternate_are_one_stack():
+    file = two_layers(
+        second=dict(direction="reverse"), between=BETWEEN["Squeeze"], fed="fed"
+    )
+    file.graph.initializer.append(numpy_helper.from_array(AXES["one"], "one"))
+    for reverse in (False, True):
+        model, _ = from_onnx(file, reverse=reverse)["first"]
+        assert model == lj.LSTM(I, H, 2, reverse=(False, True))
 
 
 ATTRIBUTES = [

@@ -27,6 +27,8 @@ MODELS = {
     "sum": lj.LSTM(I, H, 2, bidirectional=True, merge="sum"),
     "mean": lj.LSTM(I, H, 2, bidirectional=True, merge="mean"),
     "mul": lj.LSTM(I, H, 2, bidirectional=True, merge="mul"),
+    "alternating": lj.LSTM(I, H, 3, reverse=(True, False, True)),
+    "backwards": lj.LSTM(I, H, 2, reverse=True, residual=True, use_bias=False),
     "residual": lj.LSTM(I, H, 3, residual=True),
     "skip": lj.LSTM(I, H, 3, skip=True, bidirectional=True),
     "residual_skip": lj.LSTM(I, H, 3, residual=True, skip=True),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lstm_jax as lj
-from tests.common import assert_close, random_like
+from tests.common import assert_close, random_like, relative_error
 
 I, H, T = 3, 5, 9
 OPTIONS = {
@@ -93,6 +93,42 @@ def check(case, dtype):
         if not name.startswith("bias_hh"):
             grad = case.module.get_parameter(name).grad
             assert_close(jnp.asarray(value), to_jax(grad), dtype, name)
+
+
+@pytest.mark.parametrize("dtype, limit", [("float32", 1e-6), ("float64", 1e-13)])
+def test_layers_that_alternate_agree_with_flips_in_between(dtype, limit):
+    torch.manual_seed(3)
+    each, kind = (True, False, True), getattr(torch, dtype)
+    modules = [torch.nn.LSTM(size, H, batch_first=True).to(kind) for size in (I, H, H)]
+    xs = torch.randn(4, T, I, dtype=kind)
+    full = torch.full((4,), T)
+    for lengths in (LENGTHS, full):
+        with torch.no_grad():
+            ys = xs
+            for module, backwards in zip(modules, each, strict=True):
+                ys = flip_rows(ys, lengths) if backwards else ys
+                ys, _ = module(ys)
+                ys = flip_rows(ys, lengths) if backwards else ys
+        context = (
+            jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+        )
+        with context:
+            taken = [lj.convert.from_torch(m.state_dict())[1][0] for m in modules]
+            model = lj.LSTM(I, H, 3, reverse=each)
+            given = to_jax(lengths.int())
+            actual = np.asarray(model.apply(tuple(taken), to_jax(xs), lengths=given)[1])
+        for row, length in enumerate(lengths):
+            error = relative_error(actual[row, :length], ys[row, :length].numpy())
+            assert error < limit
+            assert not actual[row, length:].any()
+        with pytest.raises(ValueError, match="reverse: expected False, since PyTorch"):
+            lj.convert.to_torch(model, model.init(jax.random.key(0)))
+
+
+def flip_rows(values, lengths):
+    """The valid part of each row from its end to its beginning."""
+    rows = zip(values, lengths, strict=True)
+    return torch.stack([torch.cat([a[:n].flip(0), a[n:]]) for a, n in rows])
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

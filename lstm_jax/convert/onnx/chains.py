@@ -45,7 +45,6 @@ class Chain:
         return (
             self.parts[-1] == fed.parts
             and len(layer.params) == len(last.params)
-            and layer.reverse == first.reverse
             and layer.inputs.get("sequence_lens") == first.inputs.get("sequence_lens")
             and layer.options["param_dtype"] == first.options["param_dtype"]
             and fed.skip in (None, first.inputs.get("X"))
@@ -170,6 +169,7 @@ def build(chain: Chain) -> tuple[LSTM | Stack, Params]:
     first = chain.layers[0]
     connected = {
         "bidirectional": len(first.params) == 2,
+        "reverse": tuple(layer.reverse for layer in chain.layers),
         "merge": chain.merge or "concat",
         "residual": bool(chain.residual) and len(chain.layers) > 1,
         "skip": chain.skip and len(chain.layers) > 1,

@@ -92,6 +92,8 @@ class Layers:
             operands.pop()
         results = [f"Y_l{index}", f"Y_h_l{index}", f"Y_c_l{index}"]
         given = dict(self._attributes[index], hidden_size=cell.hidden_size)
+        if self._model._reversed[index]:
+            given["direction"] = "reverse"
         if len(directions) == 2:
             given["direction"] = "bidirectional"
             if "activations" in given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,9 @@ def from_onnx(
 
     Nodes that feed each other, through the operators that exporters put between layers,
     become one model; so do a node that runs forward and one that runs backward, where
-    their outputs are made one. Two biases become their sum. Nothing is run: weights
-    behind operators that only move values are put together by NumPy.
+    their outputs are made one; one that runs backward alone is a layer in ``reverse``.
+    Two biases become their sum. Nothing is run: weights behind operators that only move
+    values are put together by NumPy.
 
     A model holds what the LSTMs compute. Everything else is an argument of its
     ``apply``: ``lengths`` (the node's ``sequence_lens``), ``time_major`` (unless the
@@ -40,9 +42,9 @@ def from_onnx(
     Args:
         model: a file by its path, its content, or what ``onnx.load`` returned. External
             data is read only from plain files beside the one whose path is given.
-        reverse: whether nodes that run backward alone are taken too, as models of one
-            direction. Whoever runs those gives them inputs reversed in time (within
-            each length), and reverses the outputs.
+        reverse: whether a model whose nodes all run backward is to run forward.
+            Whoever runs it gives it inputs reversed in time (within each length), and
+            reverses the outputs.
 
     Returns:
         For each stack, by the name of its first node (or of its first output, if the
@@ -84,15 +86,11 @@ def _take(
     taken = {}
     for chain in chains.join(Wiring(graph, layers, constants)):
         first = chain.layers[0]
-        if first.reverse and not reverse:
-            raise ValueError(
-                f"{first.where}: direction: expected 'forward', 'bidirectional' or a "
-                "pair of nodes whose outputs are made one, got 'reverse' alone, which "
-                "no stack of lstm_jax is. reverse=True takes it as a model for inputs "
-                "reversed in time."
-            )
         _warn_of_width(first)
-        taken[first.names[0]] = chains.build(chain)
+        made, params = chains.build(chain)
+        if reverse and made.reverse is True:
+            made = dataclasses.replace(made, reverse=False)
+        taken[first.names[0]] = made, params
     return taken
 
 

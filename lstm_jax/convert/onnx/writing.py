@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.checks import border
+from lstm_jax.checks import border, options
 from lstm_jax.convert import targets
 from lstm_jax.convert.onnx import library
 from lstm_jax.convert.onnx.drawing import Drawing
@@ -30,6 +30,7 @@ ONNX = targets.Target(
         "output_activation": True,
         "clip": True,
         "learn_initial_state": True,
+        "reverse": True,
         "residual": True,
         "skip": True,
     },
@@ -136,11 +137,8 @@ def _check_options(
             f"opset: expected a version from {_OLDEST} to {newest}, the newest that "
             f"the installed onnx knows, got {opset!r}."
         )
-    if step and model.bidirectional:
-        raise ValueError(
-            "step: expected a one-directional model, got bidirectional=True. Its "
-            "backward half needs the whole sequence."
-        )
+    if step:
+        options.check_forward("step", model)
     for name, value in (("lengths", lengths), ("time_major", time_major)):
         if step and value:
             raise ValueError(
