@@ -9,6 +9,9 @@ from lstm_jax.cells.base import Cell as Cell
 from lstm_jax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
 from lstm_jax.cells.dropout import embedding_dropout as embedding_dropout
 from lstm_jax.cells.lstm_cell import LSTMCell as LSTMCell
+from lstm_jax.cells.minlstm import MinLSTMCell as MinLSTMCell
+from lstm_jax.cells.minlstm import MinLSTMParams as MinLSTMParams
+from lstm_jax.cells.minlstm import MinLSTMState as MinLSTMState
 from lstm_jax.cells.regularized import Regularized as Regularized
 from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
@@ -41,6 +44,9 @@ __all__ = (
     "LSTMCell",
     "LSTMParams",
     "LSTMState",
+    "MinLSTMCell",
+    "MinLSTMParams",
+    "MinLSTMState",
     "ParallelReport",
     "Regularized",
     "SLSTMCell",

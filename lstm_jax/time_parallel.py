@@ -94,7 +94,10 @@ def parallel_scan(
         method: "deer" takes J whole, n by n for a state of n numbers. "quasi-deer"
             keeps what each unit does to itself, H blocks of m by m for the m leaves of
             the state: more iterations, each far cheaper. "elk" and "quasi-elk" damp the
-            two, for cells on which they take too many.
+            two, for cells on which they take too many. Where units do not see one
+            another (``num_heads=H``) those blocks are all of J, and every method keeps
+            them alone; the steps of a :class:`MinLSTMCell` are linear in its state, and
+            every method is one scan, of one iteration.
         max_iterations: the most iterations, of Newton's method and, for a gradient of a
             quasi method, of the linear solve behind it.
         tolerance: an iteration that changes no state by more than this is the last one;
@@ -135,8 +138,9 @@ def parallel_scan(
     options.check_flag("reverse", reverse)
     given = Options(lengths, mask, reset, reset_state, time_major=time_major)
     cell, params, xs, state, given = sequence.prepare(cell, params, xs, state, given)
-    layout = _layout(cell, state, by_unit=method.startswith("quasi-"))
-    if layout.by_unit:
+    by_unit = bool(cell.unitwise) or method.startswith("quasi-")
+    layout = _layout(cell, state, by_unit=by_unit)
+    if layout.by_unit and not (cell.unitwise or cell.affine_steps):
         _check_units(cell, params, state, layout, method)
     tolerance = TOLERANCE[layout.dtype.name] if tolerance is None else float(tolerance)
     damping = DAMPING if damping is None else float(damping)
@@ -272,7 +276,10 @@ def _steps(
 
 def _run(problem: Problem, steps: Steps) -> tuple[PyTree, PyTree, ParallelReport]:
     """Solves for all states, and takes every step once more for its output."""
-    iterations, states, change = newton.solve(problem, steps)
+    if problem.cell.affine_steps is None:
+        iterations, states, change = newton.solve(problem, steps)
+    else:
+        iterations, states, change = newton.solve_affine(problem, steps)
     before = newton.before(steps.start, states)
     after, ys = newton.advance(problem, steps, before)
     left = lax.stop_gradient(after - states)

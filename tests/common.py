@@ -253,9 +253,12 @@ def cell_cases():
         "heads": lj.LSTMCell(3, 6, num_heads=3),
         "diagonal": lj.LSTMCell(3, 5, num_heads=5, variant="CIFG", peephole=True),
         "heads_projection": lj.LSTMCell(3, 6, num_heads=2, proj_size=4, variant="CIFG"),
+        "diagonal": lj.LSTMCell(2, 4, num_heads=4, variant="CIFG", peephole=True),
         "learned_start": lj.LSTMCell(2, 3, learn_initial_state=True),
         "slstm": lj.SLSTMCell(3, 6, num_heads=2, learn_initial_state=True),
         "slstm_exponential": lj.SLSTMCell(2, 3, forget_gate="exponential"),
+        "minlstm": lj.MinLSTMCell(3, 5),
+        "minlstm_positive": lj.MinLSTMCell(2, 3, positive=True, use_bias=False),
         "conv1d": lj.ConvLSTMCell((5, 2), 2, 2, padding="valid", dilation=2),
         "conv2d": lj.ConvLSTMCell((3, 2, 2), 2, (3, 2), strides=(2, 1), peephole=True),
         "conv3d": lj.ConvLSTMCell((2, 2, 3, 1), 1, 2, use_bias=False),
@@ -283,6 +286,8 @@ def oracle_step(cell):
     if isinstance(cell, lj.SLSTMCell):
         exponential = cell.forget_gate == "exponential"
         return functools.partial(oracle.slstm_step, exponential=exponential)
+    if isinstance(cell, lj.MinLSTMCell):
+        return functools.partial(oracle.minlstm_step, positive=cell.positive)
     if isinstance(cell, lj.ConvLSTMCell):
         names = ("strides", "dilation", "padding")
         return functools.partial(

@@ -122,6 +122,7 @@ DESCRIPTIONS = {
         3, 6, proj_size=4, layer_norm="ba", clip=2, param_dtype=jnp.bfloat16
     ),
     "slstm": lj.SLSTMCell(3, 4, num_heads=2, kernel_init=initializers.ones),
+    "minlstm": lj.MinLSTMCell(3, 4, positive=True, kernel_init=small),
     "conv": lj.ConvLSTMCell([8, 6, 3], 2, 3, padding="valid", peephole=True),
     "regularized": lj.Regularized(lj.LSTMCell(3, 5), recurrent_dropout=0.2),
     "stack": lj.Stack([lj.LSTMCell(3, 4, variant="CIFG"), lj.SLSTMCell(4, 2)]),

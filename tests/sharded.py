@@ -53,6 +53,7 @@ OTHERS = {
     "layer_norm": lj.LSTMCell(3, 5, layer_norm="haste", learn_initial_state=True),
     "heads": lj.LSTMCell(3, 6, num_heads=2),
     "slstm": lj.SLSTMCell(3, 6, num_heads=2, learn_initial_state=True),
+    "minlstm": lj.MinLSTMCell(3, 5),
     "conv": lj.ConvLSTMCell((4, 3), 2, 3, peephole=True),
     "noisy": lj.Regularized(lj.LSTMCell(3, 5), **RATES),
     "mixed": lj.Stack((lj.LSTMCell(3, 5, variant="CIFG"), lj.LSTMCell(5, 5))),

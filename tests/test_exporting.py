@@ -23,6 +23,7 @@ MODELS = {
     "learned start": lj.LSTM(3, 5, 2, learn_initial_state=True, proj_size=2),
     "options": lj.LSTM(3, 4, 2, peephole=True, clip=0.7, zoneout_h=0.2, residual=True),
     "cells": lj.Stack((lj.LSTMCell(3, 8, variant="CIFG"), lj.SLSTMCell(8, 4))),
+    "minlstm": lj.Stack((lj.MinLSTMCell(3, 4), lj.MinLSTMCell(4, 3, positive=True))),
     "images": lj.Stack((lj.ConvLSTMCell((4, 5, 2), 3, 3),)),
 }
 

@@ -157,6 +157,7 @@ def test_numpy_arrays_are_taken_before_they_can_be_overwritten():
 CELLS = {
     "convolution": lj.ConvLSTMCell((4, 3, 2), 2, 3, peephole=True),
     "slstm": lj.SLSTMCell(3, 4, num_heads=2, learn_initial_state=True),
+    "minlstm": lj.MinLSTMCell(3, 4),
     "regularized": lj.Regularized(lj.SLSTMCell(3, 4), recurrent_dropout=0.5),
     "user_s_own": lj.Regularized(Plain(3, 4, "dict"), zoneout_h=0.5),
 }

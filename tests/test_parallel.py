@@ -284,8 +284,11 @@ OTHERS = {
     "FGR": "deer",
     "norm_ba": "deer",
     "heads": "quasi-deer",
+    "diagonal": "elk",
     "learned_start": "quasi-deer",
     "slstm": "deer",
+    "minlstm": "deer",
+    "minlstm_positive": "quasi-elk",
     "conv1d": "deer",
     "regularized": "deer",
 }

@@ -17,6 +17,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "lstm_jax"
 PUBLIC = {
     "lstm_jax": """
         LSTM Cell ConvLSTMCell Directions GateState LSTMCell LSTMParams LSTMState
+        MinLSTMCell MinLSTMParams MinLSTMState
         ParallelReport Regularized SLSTMCell SLSTMState Stack activations convert
         embedding_dropout
         export from_config implementation implementations lstm parallel_scan
@@ -89,7 +90,9 @@ def test_public_methods_have_docstrings(module, name):
                 assert inspect.getdoc(function), f"{owner.__name__}.{method}"
 
 
-@pytest.mark.parametrize("name", ["LSTM", "LSTMCell", "SLSTMCell", "ConvLSTMCell"])
+@pytest.mark.parametrize(
+    "name", ["LSTM", "LSTMCell", "SLSTMCell", "ConvLSTMCell", "MinLSTMCell"]
+)
 def test_help_shows_no_help_of_jax(name):
     value = getattr(importlib.import_module("lstm_jax"), name)
     text = pydoc.render_doc(value, renderer=pydoc.plaintext)

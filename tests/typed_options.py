@@ -15,6 +15,7 @@ def accepted(rngs: flax_nnx.Rngs) -> None:
     nnx.LSTM(3, (5, 6), num_layers=2, bidirectional=True, dropout=0.5, rngs=rngs)
     nnx.LSTM(3, 5, variant=("CIFG", None), dtype=jnp.bfloat16, rngs=rngs)
     linen.LSTM(3, 5, 2, zoneout_c=(0.1, 0.2), gate_activation=jnp.tanh, name="lstm")
+    linen.LSTM(3, 5, 3, reverse=(True, False, True))
     linen.LSTM(3, 5, proj_size=None, parent=None)
 
 

@@ -37,6 +37,12 @@ class Cell(Description):
             z stands alone.
         outputs_hidden: whether an output is the h that enters the next step's product.
         standard: whether the step is that of the standard LSTM, which has fast kernels.
+        unitwise: whether what a unit holds depends on no other unit's state, every leaf
+            of which is ``[*batch, H]``. The Jacobian of a step is then H small blocks,
+            and :func:`parallel_scan` keeps no more.
+        affine_steps: of a cell whose steps are linear in its state, leaf by leaf
+            ``s' = exp(log_a) s + b``: what returns ``(log_a, b)``, two states, from
+            ``(params, zs)``. :func:`parallel_scan` then needs no iterations.
         noisy: whether a key changes anything.
         without_noise: the cell that runs where there is no key, of equal steps.
         param_letters: for each parameter by its path, the letters of its shape, for
@@ -73,6 +79,8 @@ class Cell(Description):
     additive: Any = False
     outputs_hidden: Any = True
     standard: Any = False
+    unitwise: Any = False
+    affine_steps: Any = None
     noisy: Any = False
     param_letters: Any = {}
     state_letters: Any = {}
@@ -189,7 +197,7 @@ class ProtocolCell(Cell):
         for name in (
             *("init", "zero_state", "project", "recur", "update"),
             *("dtype", "input_shape", "additive", "initial_state", "perturb"),
-            *("output_size", "params_by_row"),
+            *("output_size", "params_by_row", "affine_steps", "unitwise"),
         ):
             if hasattr(cell, name):
                 setattr(self, name, getattr(cell, name))

@@ -27,6 +27,11 @@ RATES: tuple[str, ...] = (
 _IN_THE_LOOP = ("output_dropout", "recurrent_dropout", "zoneout_h", "zoneout_c")
 
 
+def _of_inside(name: str, words: str) -> Any:
+    """A property of a cell that is that of the cell inside."""
+    return property(lambda self: getattr(self._inside, name), doc=words)
+
+
 @slips.explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class Regularized(Cell):
@@ -88,6 +93,11 @@ class Regularized(Cell):
         state = jax.eval_shape(self.cell.zero_state)
         fields = getattr(state, "_fields", ())
         needs = {"recurrent_dropout": "h", "zoneout_h": "h", "zoneout_c": "c"}
+        if self.recurrent_dropout and self._inside.affine_steps is not None:
+            raise TypeError(
+                "recurrent_dropout: expected a cell whose gates see h, got "
+                f"{type(self.cell).__name__}, whose gates see the inputs alone."
+            )
         for name, field in needs.items():
             if getattr(self, name) and field not in fields:
                 raise TypeError(
@@ -101,40 +111,24 @@ class Regularized(Cell):
             raise AttributeError(name)
         return getattr(self.cell, name)
 
-    @property
-    def standard(self) -> bool:
-        """Whether the cell inside is the standard LSTM."""
-        return self._inside.standard
+    standard = _of_inside("standard", "Whether it is the standard LSTM.")
+    dtype = _of_inside("dtype", "The compute dtype.")
+    input_shape = _of_inside("input_shape", "The shape of one input.")
+    additive = _of_inside("additive", "Whether it depends on z and r through z + r.")
+    unitwise = _of_inside("unitwise", "Whether units do not see one another.")
+    param_letters = _of_inside("param_letters", "The letters of parameters' shapes.")
+    state_letters = _of_inside("state_letters", "The letters of the state's shapes.")
 
     @property
-    def dtype(self) -> Any:
-        """That of the cell inside, as for what follows."""
-        return self._inside.dtype
-
-    @property
-    def input_shape(self) -> Any:
-        """The shape of one input."""
-        return self._inside.input_shape
+    def affine_steps(self) -> Any:
+        """Those of the cell inside, where there is no zoneout."""
+        zoneout = self.zoneout_h or self.zoneout_c
+        return None if zoneout else self._inside.affine_steps
 
     @property
     def output_size(self) -> int:
         """The size of one output."""
         return self.cell.output_size
-
-    @property
-    def additive(self) -> bool:
-        """Whether a step depends on inputs and state through their sum alone."""
-        return self._inside.additive
-
-    @property
-    def param_letters(self) -> dict[str, str]:
-        """The letters of the parameters' shapes."""
-        return self._inside.param_letters
-
-    @property
-    def state_letters(self) -> dict[str, str]:
-        """The letters of the state's shapes."""
-        return self._inside.state_letters
 
     @property
     def noisy(self) -> bool:

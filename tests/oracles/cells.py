@@ -149,6 +149,17 @@ def conv_step(p, s, x, *, strides, dilation, padding, gate=sigmoid):
     return {"h": h, "c": c}, h
 
 
+def minlstm_step(p, s, x, *, positive=False):
+    """Feng et al. 2024 (arXiv:2410.01201), section 3.2; ``positive`` as in B.3.2."""
+    z = x @ p["kernel"] + p.get("bias", 0)
+    i, f, g = np.split(z, 3)
+    i, f = sigmoid(i), sigmoid(f)
+    if positive:
+        g = np.where(g >= 0, g + 0.5, sigmoid(g))
+    h = f / (f + i) * s["h"] + i / (f + i) * g
+    return {"h": h}, h
+
+
 def gru_step(p, s, x):
     """Cho et al. 2014 as cuDNN has it, without bias; the update gate is put out too."""
     (xr, xu, xn), (hr, hu, hn) = np.split(x @ p["w"], 3), np.split(s["h"] @ p["u"], 3)

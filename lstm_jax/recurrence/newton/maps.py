@@ -24,6 +24,18 @@ def solve(blocks: Array, offsets: Array) -> Array:
     return lax.associative_scan(_compose, (blocks, offsets))[1]
 
 
+def solve_decays(log_scales: Array, offsets: Array) -> Array:
+    """Returns every x of ``x_t = exp(l_t) x_{t-1} + b_t``, number by number.
+
+    Logarithms add up: a scale next to 1 loses no digits, however many steps it acts
+    over, and -inf, which is 0, lets nothing through.
+
+    Shapes:
+        All are ``[T, ...]``.
+    """
+    return lax.associative_scan(_decay, (log_scales, offsets))[1]
+
+
 def solve_transposed(blocks: Array, offsets: Array) -> Array:
     """Applies the transpose of :func:`solve`: a recurrence from the last step back."""
     blocks = _transpose(blocks)
@@ -57,6 +69,12 @@ def _compose(first: tuple, second: tuple) -> tuple:
     """One stretch of affine maps after another."""
     (a1, b1), (a2, b2) = first, second
     return _multiply(a2, a1), _apply(a2, b1) + b2
+
+
+def _decay(first: tuple, second: tuple) -> tuple:
+    """One stretch of decays after another."""
+    (l1, b1), (l2, b2) = first, second
+    return l1 + l2, jnp.exp(l2) * b1 + b2
 
 
 def _filter(first: tuple, second: tuple) -> tuple:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from lstm_jax.cells.base import Cell
-from lstm_jax.numerics import zero_where_not
+from lstm_jax.numerics import where_rows, zero_where_not
 from lstm_jax.recurrence.newton import maps
 from lstm_jax.recurrence.steps import batch_axis_first, enter, hold
 from lstm_jax.types import Array, PyTree
@@ -111,6 +111,11 @@ class Problem(NamedTuple):
     layout: Layout
     options: Options
 
+    @property
+    def cut(self) -> bool:
+        """Whether blocks leave out what units do to one another."""
+        return self.layout.by_unit and not self.cell.unitwise
+
 
 class Steps(NamedTuple):
     """What the functions f_t are made of.
@@ -156,6 +161,27 @@ def solve(problem: Problem, steps: Steps) -> tuple[Array, Array, Array]:
     return iterations, _implicit(problem, states, steps), change
 
 
+def solve_affine(problem: Problem, steps: Steps) -> tuple[Array, Array, Array]:
+    """Solves for the states of all steps of a cell that has ``affine_steps``.
+
+    One scan, exact but for rounding: what is returned is as from :func:`solve`.
+    """
+    pack = problem.layout.pack
+    valid, reset, reset_state = steps.controls
+    affine = problem.cell.affine_steps(steps.params, steps.zs)
+    log_scales, offsets = zero_where_not(valid, tuple(map(pack, affine)))
+    if reset is not None:
+        anew = offsets + jnp.exp(log_scales) * pack(reset_state)
+        offsets = where_rows(reset, anew, offsets)
+        nothing = jnp.full_like(log_scales, -jnp.inf)
+        log_scales = where_rows(reset, nothing, log_scales)
+    first = offsets[:1] + jnp.exp(log_scales[:1]) * steps.start[None]
+    states = maps.solve_decays(log_scales, jnp.concatenate([first, offsets[1:]]))
+    states = batch_axis_first(states)
+    one = lax.full_like(states, 1, jnp.int32, shape=())
+    return one, states, lax.full_like(states, 0, shape=())
+
+
 def before(start: Array, states: Array) -> Array:
     """The state before every step, of the states after every step."""
     return jnp.concatenate([jnp.expand_dims(start, 0), states])[:-1]
@@ -199,10 +225,10 @@ def _linearisation(
 
     It returns the state after every step, and the Jacobian blocks of every step,
     ``[T, *batch, K, m, m]``. A vector of the basis is pushed through all K blocks at
-    once and comes out as a column of each: ``_own_recur`` has taken away what units do
-    to one another.
+    once and comes out as a column of each: units do nothing to one another, or
+    ``_own_recur`` has taken away what they do.
     """
-    recur = _own_recur(problem, steps.params) if problem.layout.by_unit else None
+    recur = _own_recur(problem, steps.params) if problem.cut else None
 
     def linearise(states):
         states = before(steps.start, states)
@@ -282,7 +308,7 @@ def _linear_solvers(
 
     def solver(solve):
         solve = functools.partial(solve, blocks)
-        if problem.layout.by_unit:
+        if problem.cut:
             return functools.partial(_refine, solve=solve, options=problem.options)
         return lambda matvec, offsets: solve(offsets)
 
