@@ -71,7 +71,9 @@ class LSTMCell(LearnedStart):
         clip: pre-activations are clipped to [-clip, clip], as in ONNX.
         cell_clip: the same of c, before it is put out and handed on.
         num_heads: N, into how many blocks the recurrent kernel is divided: units see
-            only those of their own head.
+            only those of their own head. With H of them a unit sees only itself, and
+            :func:`parallel_scan` is Newton's method with exact 2 by 2 Jacobians;
+            ``num_heads=H, variant="CIFG", peephole=True`` is ParaRNN's LSTM.
         learn_initial_state: whether the parameters hold the state that sequences start
             from and resets go back to; it starts at zeros.
 
@@ -92,7 +94,7 @@ class LSTMCell(LearnedStart):
         Hochreiter and Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735; with the forget
         gate of Gers et al. 2000, doi:10.1162/089976600300015015. Projection: Sak et al.
         2014, arXiv:1402.1128. Variants: Greff et al. 2015, arXiv:1503.04069. Haste:
-        github.com/lmnt-com/haste.
+        github.com/lmnt-com/haste. ParaRNN: Danieli et al. 2025, arXiv:2510.21450.
     """
 
     input_size: int
@@ -163,6 +165,12 @@ class LSTMCell(LearnedStart):
             for field in dataclasses.fields(self)
             if field.name not in (*self.STANDARD, *names)
         )
+
+    @property
+    def unitwise(self) -> bool:
+        """Whether what a unit holds depends on no other unit's h and c."""
+        mixed = self.proj_size or self.layer_norm or self.variant == "FGR"
+        return self.num_heads == self.hidden_size and not mixed
 
     @property
     def param_letters(self) -> dict[str, str]:

@@ -206,15 +206,10 @@ class MinLSTMCell(Cell):
         """The logarithms of f' and i', and the candidate, each ``[..., H]``.
 
         Logarithms, since a sigmoid's derivative, s * (1 - s), has no digits where s is
-        next to 1. Both follow from log(i' / f') = softplus(-f) - softplus(-i). Where
-        both gates are nearly 0 that is a small difference of large numbers, and the
-        same less what cancels is taken.
+        next to 1. Both follow from those of the sigmoids, log(i' / f').
         """
         i, f, g = jnp.split(z, 3, axis=-1)
-        closed = (i < 0) & (f < 0)
-        sign = jnp.where(closed, 1, -1).astype(z.dtype)
-        odds = jax.nn.softplus(sign * f) - jax.nn.softplus(sign * i)
-        odds = odds + jnp.where(closed, i - f, 0)
+        odds = jax.nn.softplus(-f) - jax.nn.softplus(-i)
         if self.positive:
             g = jnp.where(g < 0, jax.nn.sigmoid(g), g + 0.5)
         return (-jax.nn.softplus(odds), -jax.nn.softplus(-odds)), g

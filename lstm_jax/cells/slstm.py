@@ -133,6 +133,11 @@ class SLSTMCell(LearnedStart):
         return (self.input_size,)
 
     @property
+    def unitwise(self) -> bool:
+        """Whether what a unit holds depends on no other unit's state."""
+        return self.num_heads == self.hidden_size
+
+    @property
     def param_letters(self) -> dict[str, str]:
         """The letters of the parameters' shapes."""
         recurrent = "[H, 4H]" if self.num_heads == 1 else "[N, H/N, 4H/N]"
