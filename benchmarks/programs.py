@@ -12,7 +12,7 @@ import numpy as np
 
 import lstm_jax as lj
 from benchmarks.reference import Problem
-from benchmarks.rivals import RIVALS
+from benchmarks.rivals import RIVALS, as_stack
 from benchmarks.timing import threads, torch_device
 
 OURS = "lstm_jax"
@@ -127,23 +127,13 @@ def _matrices(grads: Any) -> dict[str, float]:
 
 
 def _ours(problem: Problem, implementation: str | None):
-    case = problem.case
-    model = lj.LSTM(
-        case.input_size,
-        case.hidden_size,
-        case.layers,
-        bidirectional=case.bidirectional,
-    )
+    model, params = as_stack(problem)
 
     def forward(params, xs):
         _, ys = model.apply(params, xs, time_major=True, implementation=implementation)
         return ys
 
-    layers = [
-        [lj.LSTMParams(*map(jnp.asarray, params)) for params in layer]
-        for layer in problem.weights
-    ]
-    return forward, tuple(lj.Directions(*layer) for layer in layers)
+    return forward, params
 
 
 def _torch_program(problem: Problem, mode: str) -> Program:
@@ -156,13 +146,6 @@ def _torch_program(problem: Problem, mode: str) -> Program:
         dtype = getattr(torch, problem.array_dtype)
         return torch.tensor(np.asarray(values)).to(device, dtype)
 
-    state = {}
-    for n, layer in enumerate(problem.weights):
-        for suffix, params in zip(("", "_reverse"), layer, strict=False):
-            state[f"weight_ih_l{n}{suffix}"] = tensor(params.kernel.T)
-            state[f"weight_hh_l{n}{suffix}"] = tensor(params.recurrent_kernel.T)
-            state[f"bias_ih_l{n}{suffix}"] = tensor(params.bias)
-            state[f"bias_hh_l{n}{suffix}"] = tensor(np.zeros_like(params.bias))
     lstm = torch.nn.LSTM(
         case.input_size,
         case.hidden_size,
@@ -171,7 +154,8 @@ def _torch_program(problem: Problem, mode: str) -> Program:
         device=device,
         dtype=getattr(torch, problem.array_dtype),
     )
-    lstm.load_state_dict(state)
+    weights = lj.convert.to_torch(*as_stack(problem))
+    lstm.load_state_dict({name: tensor(one) for name, one in weights.items()})
     lstm.train(mode == "training")
     xs = tensor(problem.xs).requires_grad_(mode == "training")
     cotangent = tensor(problem.cotangent)

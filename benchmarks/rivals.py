@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from benchmarks.reference import Params, Problem
+import lstm_jax as lj
+from benchmarks.reference import Problem
 from benchmarks.timing import on_gpu
 
 Build = Callable[[Problem], tuple[Callable[[Any, jax.Array], Any], Any]]
@@ -39,6 +39,22 @@ class Rival(NamedTuple):
     gpu_only: bool = False
 
 
+def as_stack(problem: Problem) -> tuple[lj.LSTM, Any]:
+    """A problem as ``(model, params)``, which ``lstm_jax.convert`` gives to others."""
+    case = problem.case
+    model = lj.LSTM(
+        case.input_size,
+        case.hidden_size,
+        case.layers,
+        bidirectional=case.bidirectional,
+    )
+    params = [
+        [lj.LSTMParams(*map(jnp.asarray, one)) for one in layer]
+        for layer in problem.weights
+    ]
+    return model, tuple(lj.Directions(*layer) for layer in params)
+
+
 def missing(name: str) -> str:
     """Why a rival cannot run here at all, and what helps; empty if it can."""
     rival = RIVALS[name]
@@ -55,8 +71,13 @@ def _zeros(problem: Problem) -> jax.Array:
     )
 
 
-def _stack(directions: list[Callable]) -> Callable:
-    """A forward function over layers, from one function for each direction."""
+def _layers(given: Any) -> list[Any]:
+    """What a converter gives for each layer; that of one layer comes alone."""
+    return given if isinstance(given, list) else [given]
+
+
+def _each_way(layers: list[Any], directions: list[Callable]) -> tuple[Callable, Any]:
+    """A function over layers and their weights, from one for each direction."""
 
     def forward(params, xs):
         for layer in params:
@@ -64,22 +85,37 @@ def _stack(directions: list[Callable]) -> Callable:
             xs = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, -1)
         return xs
 
-    return forward
+    alone = len(directions) == 1
+    return forward, [(layer,) if alone else layer for layer in layers]
 
 
 def _flax_nnx(problem: Problem):
     from flax import nnx
 
-    carry, graphs, states = (_zeros(problem),) * 2, [], []
-    for layer in problem.weights:
-        rnns = [_nnx_rnn(problem, params) for params in layer]
-        module = rnns[0]
-        if len(rnns) == 2:
-            module = nnx.Bidirectional(*rnns, time_major=True, rngs=False)
+    case, carry, graphs, states = problem.case, (_zeros(problem),) * 2, [], []
+
+    def rnn(size):
+        dtype = problem.array_dtype
+        cell = nnx.OptimizedLSTMCell(
+            size,
+            case.hidden_size,
+            recurrent_kernel_init=jax.nn.initializers.zeros,
+            dtype=dtype,
+            param_dtype=dtype,
+            rngs=nnx.Rngs(0),
+        )
+        return nnx.RNN(cell, time_major=True, rngs=False)
+
+    weights = lj.convert.to_nnx(*as_stack(problem), cell="OptimizedLSTMCell")
+    for size, given in zip(case.input_sizes, _layers(weights), strict=True):
+        module = rnn(size)
+        if case.bidirectional:
+            module = nnx.Bidirectional(module, rnn(size), time_major=True, rngs=False)
+        nnx.update(module, given)
         graph, state = nnx.split(module)
         graphs.append(graph)
         states.append(state)
-    initial: Any = (carry, carry) if problem.case.bidirectional else carry
+    initial: Any = (carry, carry) if case.bidirectional else carry
 
     def forward(states, xs):
         for graph, state in zip(graphs, states, strict=True):
@@ -87,25 +123,6 @@ def _flax_nnx(problem: Problem):
         return xs
 
     return forward, states
-
-
-def _nnx_rnn(problem: Problem, params: Params):
-    from flax import nnx
-
-    zeros = jax.nn.initializers.zeros
-    cell = nnx.OptimizedLSTMCell(
-        params.kernel.shape[0],
-        problem.case.hidden_size,
-        kernel_init=zeros,
-        recurrent_kernel_init=zeros,
-        dtype=problem.array_dtype,
-        param_dtype=problem.array_dtype,
-        rngs=nnx.Rngs(0),
-    )
-    cell.dense_i.kernel = nnx.Param(jnp.asarray(params.kernel))
-    cell.dense_h.kernel = nnx.Param(jnp.asarray(params.recurrent_kernel))
-    cell.dense_h.bias = nnx.Param(jnp.asarray(params.bias))
-    return nnx.RNN(cell, time_major=True, rngs=False)
 
 
 def _flax_linen(problem: Problem):
@@ -119,33 +136,16 @@ def _flax_linen(problem: Problem):
         )
         return nn.RNN(cell, time_major=True)
 
-    def by_gate(params):
-        kernels = np.split(params.kernel, 4, axis=1)
-        recurrent = np.split(params.recurrent_kernel, 4, axis=1)
-        biases = np.split(params.bias, 4)
-        cell: dict[str, Any] = {}
-        for gate, w, r, b in zip("ifgo", kernels, recurrent, biases, strict=True):
-            cell[f"i{gate}"] = {"kernel": w}
-            cell[f"h{gate}"] = {"kernel": r, "bias": b}
-        return {"cell": cell}
-
+    module = rnn()
     if problem.case.bidirectional:
-        module = nn.Bidirectional(rnn(), rnn(), time_major=True)
-        names = ("forward_rnn", "backward_rnn")
-        params = [
-            dict(zip(names, map(by_gate, layer), strict=True))
-            for layer in problem.weights
-        ]
-    else:
-        module = rnn()
-        params = [by_gate(layer[0]) for layer in problem.weights]
+        module = nn.Bidirectional(module, rnn(), time_major=True)
 
     def forward(params, xs):
         for layer in params:
-            xs = module.apply({"params": layer}, xs)
+            xs = module.apply(layer, xs)
         return xs
 
-    return forward, params
+    return forward, _layers(lj.convert.to_linen(*as_stack(problem)))
 
 
 def _haiku(problem: Problem):
@@ -160,29 +160,11 @@ def _haiku(problem: Problem):
         apply = hk.without_apply_rng(hk.transform(unroll)).apply
         return lambda params, xs: apply(params, xs)
 
-    def convert(params):
-        # Gates i, g, f, o on [x, h], and 1 is added to f as it runs.
-        both = np.concatenate([params.kernel, params.recurrent_kernel])
-        i, f, g, o = np.split(np.concatenate([both, params.bias[None]]), 4, axis=1)
-        f[-1] -= 1
-        joined = np.concatenate([i, g, f, o], axis=1)
-        return {"lstm/linear": {"w": joined[:-1], "b": joined[-1]}}
-
-    directions = [network(n == 1) for n in range(problem.case.directions)]
-    params = [[convert(p) for p in layer] for layer in problem.weights]
-    return _stack(directions), params
+    layers = _layers(lj.convert.to_haiku(*as_stack(problem)))
+    return _each_way(layers, [network(n == 1) for n in range(problem.case.directions)])
 
 
 def _equinox(problem: Problem):
-    import equinox as eqx
-
-    def convert(params):
-        size, dtype = params.kernel.shape[0], problem.array_dtype
-        key = jax.random.key(0)
-        cell = eqx.nn.LSTMCell(size, problem.case.hidden_size, dtype=dtype, key=key)
-        new = (params.kernel.T, params.recurrent_kernel.T, params.bias)
-        return eqx.tree_at(lambda c: (c.weight_ih, c.weight_hh, c.bias), cell, new)
-
     def scan(reverse):
         def run(cell, xs):
             def step(state, x):
@@ -194,9 +176,8 @@ def _equinox(problem: Problem):
 
         return run
 
-    directions = [scan(n == 1) for n in range(problem.case.directions)]
-    params = [[convert(p) for p in layer] for layer in problem.weights]
-    return _stack(directions), params
+    layers = _layers(lj.convert.to_equinox(*as_stack(problem)))
+    return _each_way(layers, [scan(n == 1) for n in range(problem.case.directions)])
 
 
 def _keras(problem: Problem):
@@ -206,8 +187,8 @@ def _keras(problem: Problem):
     if keras.backend.backend() != "jax":
         raise ValueError("Keras was already imported with another backend than JAX")
     case, dtype = problem.case, problem.array_dtype
-    layers, values = [], []
-    for layer in problem.weights:
+    layers = []
+    for _ in range(case.layers):
         module = keras.layers.LSTM(
             case.hidden_size,
             return_sequences=True,
@@ -217,8 +198,6 @@ def _keras(problem: Problem):
         if case.bidirectional:
             module = keras.layers.Bidirectional(module, dtype=dtype)
         layers.append(module)
-        for params in layer:
-            values += [params.kernel, params.recurrent_kernel, params.bias]
     shape = (case.batch, case.length, case.input_size)
     inputs = keras.Input(batch_shape=shape, dtype=dtype)
     model: Any = keras.Sequential([inputs, *layers])
@@ -227,7 +206,7 @@ def _keras(problem: Problem):
     def forward(params, xs):
         return model.stateless_call(params, fixed, xs)[0]
 
-    return forward, values
+    return forward, sum(lj.convert.to_keras(*as_stack(problem)), [])
 
 
 def _jax_cudnn(problem: Problem):
@@ -235,10 +214,9 @@ def _jax_cudnn(problem: Problem):
 
     if problem.array_dtype != "float32":
         raise ValueError("float32 only")
-    case, layers = problem.case, [p for layer in problem.weights for p in layer]
-    matrices = [m.T.ravel() for p in layers for m in (p.kernel, p.recurrent_kernel)]
-    biases = [b for p in layers for b in (p.bias, np.zeros_like(p.bias))]
-    zeros = jnp.zeros((len(layers), case.batch, case.hidden_size))
+    case = problem.case
+    shape = (case.layers * case.directions, case.batch, case.hidden_size)
+    zeros = jnp.zeros(shape)
     lengths = jnp.full((case.batch,), case.length, jnp.int32)
     options = (case.input_size, case.hidden_size, case.layers, 0.0, case.bidirectional)
 
@@ -246,7 +224,7 @@ def _jax_cudnn(problem: Problem):
         result: Any = rnn.lstm(xs, zeros, zeros, weights, lengths, *options)
         return result[0]
 
-    return forward, np.concatenate(matrices + biases)
+    return forward, lj.convert.to_cudnn(*as_stack(problem))
 
 
 RIVALS = {

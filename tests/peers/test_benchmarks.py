@@ -3,10 +3,11 @@ import pytest
 
 from benchmarks.cases import MODES, Case
 from benchmarks.programs import errors, prepare
-from benchmarks.reference import make_problem
+from benchmarks.reference import TOLERANCES, make_problem
 from benchmarks.rivals import RIVALS, missing
 
-STACK = make_problem(Case("stack", 3, 7, 5, 4, 2, bidirectional=True), "float32")
+LAYERS = {"one": (1, False), "two_both": (2, True)}
+DTYPES = ("float32", "bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +22,21 @@ def their_own_rules():
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("name", RIVALS)
-def test_rival_computes_what_numpy_does(name, mode):
+def test_rival_computes_what_numpy_does(name, layers, dtype, mode):
     if why := missing(name):
         pytest.skip(why)
-    program = prepare(name, STACK, mode)
+    if RIVALS[name].gpu_only and dtype != "float32":
+        pytest.skip("float32 only")
+    case = Case("small", 3, 7, 5, 4, *LAYERS[layers])
+    problem = make_problem(case, dtype)
+    program = prepare(name, problem, mode)
     answer = program.read(program.run())
     if mode == "forward":
-        assert answer["ys"].shape == (7, 3, 8)
+        assert answer["ys"].shape == (7, 3, 4 * case.directions)
     else:
         assert answer["xs"].shape == (7, 3, 5)
-    assert max(errors(STACK, mode, answer).values()) < 1e-5
+    limit = {"float32": 1e-5}.get(dtype, TOLERANCES[dtype])
+    assert max(errors(problem, mode, answer).values()) < limit
