@@ -104,6 +104,17 @@ def test_fewer_batches_than_asked_are_an_error():
         runs.run(data=iter(runs.batches()(0)))
     with pytest.raises(ValueError, match="batches: expected some, got none"):
         runs.run(data=[])
+    some = np.ones((2, 3), np.float32)
+    for given, where in (
+        ([some[:0]], "0 of epoch 0"),
+        ([some, some[:0]], "1 of epoch"),
+    ):
+        with pytest.raises(ValueError, match=f"batches: .* got none in batch {where}"):
+            runs.run(data=given)
+        with pytest.raises(ValueError, match=f"valid: .* got none in batch {where}"):
+            runs.run(valid=given)
+        with pytest.raises(ValueError, match=f"batches: .* got none in batch {where}"):
+            training.evaluate(runs.loss_fn, runs.state().params, given)
     assert runs.run(data=iter(runs.batches()(0)), steps=5).reason == "done"
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import re
 import shutil
 
 import jax
@@ -13,6 +14,7 @@ import optax
 import pytest
 
 from lstm_jax import training
+from lstm_jax.training.runs import resuming
 from tests import chaos, runs
 from tests.test_fit import leaves_equal
 
@@ -197,8 +199,9 @@ def test_what_a_resume_must_not_change(tmp_path):
     with pytest.raises(InterruptedError):
         runs.run(tmp_path, hooks=[stopping_at(4)], **options)
     cases = (
-        ({"characters": "abcxef"}, r"settings\['characters'\].*'d' -> 'x' at place 3"),
-        ({"model": {"hidden_size": 6}}, r"settings\['model'\].*hidden_size: 5 -> 6"),
+        ({"characters": "abcxef"}, r"\['characters'\]: expected 'abcdef', .*'abcxef'"),
+        ({"model": {"hidden_size": 6}}, r"\['model'\]\['hidden_size'\]: .* 5, .* 6\."),
+        ({"model": {}}, r"\['model'\]\['hidden_size'\]: expected 5, .* got none"),
         ({"dropout": 0.1}, r"settings\['dropout'\].*got new ones"),
     )
     for changed, words in cases:
@@ -235,10 +238,31 @@ def test_a_changed_setting_is_named_before_the_leaves_that_it_changed(tmp_path):
         runs.run(tmp_path, hooks=[stopping_at(4)], settings=settings, **options)
     state = training.create({"w": jnp.ones(4)}, runs.tx(), (), key=jax.random.key(0))
     again = {"of": state, "resume": True, **options}
-    with pytest.raises(ValueError, match=r"settings\['hidden_size'\]: .*: 3 -> 4"):
+    with pytest.raises(ValueError, match=r"settings\['hidden_size'\]: .* 3, .* 4\."):
         runs.run(tmp_path, settings=settings | {"hidden_size": 4}, **again)
     with pytest.raises(ValueError, match=r"params\['w'\]: expected .* \[4\], got"):
         runs.run(tmp_path, settings=settings, **again)
+
+
+@pytest.mark.parametrize(
+    "was, now, expected, got",
+    [
+        ("32", "33", "'32'", "'33'"),
+        ("a" * 100 + "bc", "a" * 100 + "Bc", "'aaaaaaaabc' from", "'aaaaaaaaBc' from"),
+        (["x" * 99, 1], ["x" * 99, 2], "1", "2"),
+        (["x" * 99], ["x" * 99, math.inf], "none", "inf"),
+        ([math.nan, 1], [math.nan, 2], "[nan, 1]", "[nan, 2]"),
+        (1, None, "1", "None"),
+    ],
+)
+def test_a_changed_setting_is_shown_before_and_after(was, now, expected, got):
+    with pytest.raises(ValueError) as error:
+        resuming.check_settings("out", {"it": was, "b": 0}, {"it": now, "b": 0})
+    words = re.fullmatch(
+        r"settings\['it'\](\[1\])?: expected (.*), got (.*)\.", str(error.value)
+    )
+    assert words and words[2].startswith(expected) and words[3].startswith(got)
+    resuming.check_settings("out", {"it": was}, {"it": was})
 
 
 def test_rows_after_the_checkpoint_are_cut_off(tmp_path):

@@ -222,35 +222,14 @@ class Beginning:
             "last": self._feed.before,
             "valid": self._evaluator and self._digest(self._evaluator.first()),
         }
-        if record is not None and batch is None:
-            self._compare(record, now, record["columns"])
-            return record
-        columns = self._columns(batch)
-        if record is not None:
-            self._compare(record, now, columns)
-            return record
-        begun = {"settled": True, "sums": {}, "tokens": 0, "seconds": 0.0}
-        return begun | {"grad_norm": None, "columns": columns} | now
+        if record is None or batch is not None:
+            now["columns"] = self._columns(batch)
+        return resuming.recorded(self.out, record, now)
 
     def _digest(self, batch: Any) -> str | None:
         """What a batch is known again by; None where nothing is kept."""
         absent = self.out is None or batch is None
         return None if absent else resuming.digest(batch)
-
-    def _compare(
-        self, record: dict[str, Any], now: dict[str, Any], columns: list[str]
-    ) -> None:
-        """Refuses other data and other figures than a run was begun with."""
-        of = {"first": "batches", "last": "batches", "valid": "valid"}
-        for name, got in now.items():
-            which = "first" if name == "valid" else name
-            was = record.get(name)
-            resuming.check_batch(self.out, of[name], which, was, got)
-        if columns != record["columns"]:
-            raise ValueError(
-                f"figures: expected those that the run in {self.out} was begun with, "
-                f"{', '.join(record['columns'])}, got {', '.join(columns)}."
-            )
 
     def _monitoring(self) -> dict[str, Any] | None:
         """What decides, as a record holds it."""

@@ -53,8 +53,8 @@ def evaluate(
         ``{"loss": ..., name: ...}``, the sums taken in float64.
 
     Raises:
-        ValueError: if there is no batch, a figure is a mean and there are several
-            batches, or ``start`` is missing where it is learned.
+        ValueError: if there is no batch, one has no rows, a figure is a mean and there
+            are several batches, or ``start`` is missing where it is learned.
 
     Example:
         >>> import jax.numpy as jnp

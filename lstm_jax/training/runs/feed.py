@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from lstm_jax.training.runs import resuming
 
 
@@ -77,6 +79,14 @@ class Feed:
     def _look(self) -> None:
         self._ahead = next(self._batches, _END)
         self.at_end = self._ahead is _END
+        leaves = () if self.at_end else jax.tree.leaves(self._ahead)
+        shapes = [list(leaf.shape) for leaf in leaves if getattr(leaf, "shape", ())]
+        if shapes and not any(shape[0] for shape in shapes):
+            raise ValueError(
+                f"{self.name}: expected rows in each batch, got none in batch "
+                f"{self.index} of epoch {self.epoch}, of shapes "
+                f"{', '.join(map(str, shapes))}."
+            )
 
     def advance(self) -> None:
         """Begins the next epoch."""

@@ -176,8 +176,9 @@ def fit(
         FileNotFoundError: if there is nothing to resume.
         FileExistsError: if ``out`` holds a run already.
         BlockingIOError: if another process or thread trains in ``out``.
-        ValueError: if an option does not fit, the data end too soon, a carry is handed
-            on between batches that do not go on, or what is resumed was another run.
+        ValueError: if an option does not fit, the data end too soon, a batch has no
+            rows, a carry is handed on between batches that do not go on, or what is
+            resumed was another run.
         Exception: what the data, a hook or the writer raised; the newest good state is
             saved before.
 

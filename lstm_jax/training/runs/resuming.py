@@ -15,6 +15,10 @@ import numpy as np
 
 from lstm_jax.checks import border
 
+_ABSENT = object()
+# More letters of a value than these are not shown.
+_LONG = 80
+
 
 def settings_of(out: Any, step: int) -> dict[str, Any] | None:
     """The settings of a checkpoint as they lie on disk; None where none can be read."""
@@ -34,11 +38,12 @@ def check_settings(out: Any, was: dict[str, Any], now: dict[str, Any]) -> None:
                 f"settings[{name!r}]: expected those that the run in {out} was begun "
                 f"with, got {which}."
             )
-        difference = _difference(plain(was[name]), plain(now[name]))
-        if difference is not None:
+        found = _difference(f"settings[{name!r}]", plain(was[name]), plain(now[name]))
+        if found is not None:
+            where, expected, got = found
             raise ValueError(
-                f"settings[{name!r}]: expected what the run in {out} was begun with, "
-                f"got another: {difference}."
+                f"{where}: expected {expected}, with which the run in {out} was begun, "
+                f"got {got}."
             )
 
 
@@ -70,16 +75,42 @@ def say_changes(out: Any, was: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def check_batch(
-    out: pathlib.Path | None, of: str, name: str, was: Any, now: Any
-) -> None:
-    """Refuses other data, by the digest of a batch."""
-    if None not in (was, now) and was != now:
+def recorded(
+    out: Any, record: dict[str, Any] | None, now: dict[str, Any]
+) -> dict[str, Any]:
+    """A new record, or the one that the run goes on with, if it is of this run.
+
+    Args:
+        out: the folder of the run.
+        record: of the run that goes on; None for a new one.
+        now: digests of batches, and the names of figures; without these where no batch
+            is left to tell them by.
+
+    Raises:
+        ValueError: if the run was begun with other data, or had other figures.
+    """
+    if record is None:
+        begun = {"settled": True, "sums": {}, "tokens": 0, "seconds": 0.0}
+        return begun | {"grad_norm": None} | now
+    for of, key, name in (
+        ("batches", "first", "first"),
+        ("batches", "last", "last"),
+        ("valid", "valid", "first"),
+    ):
+        was, got = record.get(key), now[key]
+        if None not in (was, got) and was != got:
+            raise ValueError(
+                f"{of}: expected the data that the run in {out} was begun with, got "
+                f"another {name} batch. The same epoch must have the same batches, in "
+                "the same order."
+            )
+    was, got = record["columns"], now.get("columns", record["columns"])
+    if was != got:
         raise ValueError(
-            f"{of}: expected the data that the run in {out} was begun with, got "
-            f"another {name} batch. The same epoch must have the same batches, in the "
-            "same order."
+            f"figures: expected those that the run in {out} was begun with, "
+            f"{', '.join(was)}, got {', '.join(got)}."
         )
+    return record
 
 
 def digest(batch: Any) -> str:
@@ -103,18 +134,35 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _difference(was: Any, now: Any) -> str | None:
-    """Where two values differ first, in words."""
-    if was == now or json.dumps(was) == json.dumps(now):  # NaN is no other NaN.
+def _difference(where: str, was: Any, now: Any) -> tuple[str, str, str] | None:
+    """Where two values differ first, and the two that stand there, in words."""
+    if _same(was, now):
         return None
     if isinstance(was, dict) and isinstance(now, dict):
         for name in sorted({*was, *now}):
-            if was.get(name) != now.get(name):
-                return f"{name}: {_difference(was.get(name), now.get(name))}"
-    if isinstance(was, (str, list)) and isinstance(now, (str, list)):
-        pairs = itertools.zip_longest(was, now)
-        place, (one, other) = next(
-            (n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1]
-        )
-        return f"{one!r} -> {other!r} at place {place}"
-    return f"{was!r} -> {now!r}"
+            one, other = was.get(name, _ABSENT), now.get(name, _ABSENT)
+            if found := _difference(f"{where}[{name!r}]", one, other):
+                return found
+        return None
+    place = 0
+    if type(was) is type(now) and isinstance(was, (str, list)):
+        pairs = enumerate(itertools.zip_longest(was, now, fillvalue=_ABSENT))
+        place, pair = next((n, pair) for n, pair in pairs if not _same(*pair))
+        if isinstance(was, list) and max(len(repr(was)), len(repr(now))) > _LONG:
+            return _difference(f"{where}[{place}]", *pair)
+    return where, _shown(was, place), _shown(now, place)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one == other or repr(one) == repr(other)  # NaN is no other NaN.
+
+
+def _shown(value: Any, place: int) -> str:
+    """A value; of a long text what is around a place."""
+    text = "none" if value is _ABSENT else repr(value)
+    if len(text) <= _LONG:
+        return text
+    if not isinstance(value, str):
+        return f"{text[:_LONG]}..."
+    start = max(place - 8, 0)
+    return f"{value[start : start + 32]!r} from place {start} of {len(value)} on"
