@@ -1,8 +1,10 @@
-"""What a compiled program does, read from its text."""
+"""What a compiled program does, read from its text, and how many there are."""
 
 import math
 import re
 from typing import NamedTuple
+
+import jax
 
 _COLLECTIVES = (
     "all-gather",
@@ -92,3 +94,19 @@ def calls(text: str, target: str) -> list[Operation]:
         for operation in operations(text)
         if f'custom_call_target="{target}"' in operation.line
     ]
+
+
+def compilations(function):
+    """How many programs XLA compiles while ``function`` runs."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.block_until_ready(function())
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return len(seen)

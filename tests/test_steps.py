@@ -11,6 +11,7 @@ import pytest
 import lstm_jax as lj
 from lstm_jax import training
 from tests.common import normal, random_like
+from tests.programs import compilations
 
 MODEL = lj.LSTM(3, 5, num_layers=2)
 PARAMS = random_like(1, MODEL.init(jax.random.key(0)))
@@ -78,6 +79,56 @@ def test_parts_of_a_ragged_batch_are_one_big_batch(parts):
         state.carry,
         after,
     )
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 13])
+def test_parts_on_explicit_axes_agree_or_are_refused(devices, parts):
+    """Each part needs as many rows on every device; 13 parts of 12 rows are one."""
+    explicit = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=explicit)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    xs = normal(7, (12, 3))
+
+    def loss_fn(params, carry, batch, key):
+        outputs, mask = params[None] * batch["x"], batch["x"][:, 0] > 0
+        ones = jnp.ones_like(outputs)
+        return training.squared_error(outputs, ones, mask, weighted=True), (carry, {})
+
+    tx = optax.sgd(1.0)
+    step = training.make_train_step(loss_fn, tx, accumulate=parts)
+    state = training.create(jnp.ones(3), tx, ())
+    batch = {"x": jax.device_put(xs, rows)}
+    if parts > 1 and 12 // parts % devices:
+        words = (
+            rf"accumulate: .* the {devices} devices .* batch\['x'\] over, got 12 rows "
+            rf"in {parts} parts of {12 // parts}\."
+        )
+        with pytest.raises(ValueError, match=words):
+            step(state, batch)
+        return
+    state, _ = step(state, batch)
+    there = np.asarray(xs)[np.asarray(xs)[:, 0] > 0]
+    expected = 1 - 2 * (there * (there - 1)).sum(0) / there.size
+    np.testing.assert_allclose(state.params, expected, rtol=1e-5)
+
+
+@jax.numpy_dtype_promotion("standard")  # Optax's Adam is not strict.
+@pytest.mark.parametrize("array, copied", [(jnp.asarray, 0), (np.asarray, 3)])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_step_is_two_programs_and_the_next_compiles_none(parts, array, copied):
+    """Whatever it does beside; and one to copy each of NumPy's arrays."""
+    tx = optax.adam(1e-3)
+    options = {"clip_norm": 1.0, "ema_decay": 0.9, "reset_rate": 0.5}
+    step = training.make_train_step(penalized, tx, accumulate=parts, **options)
+    key, carry = jax.random.key(0), MODEL.zero_state((10,))
+    state = training.create(copies(PARAMS), tx, carry, key=key, ema=True)
+    batch = jax.tree.map(array, batch_of())
+    jax.clear_caches()
+    after = []
+    assert compilations(lambda: after.append(step(state, batch)[0])) == 2 + copied
+    assert compilations(lambda: after.append(step(after[0], batch)[0])) == 0
+    assert int(after[1].step) == 2
 
 
 def test_a_part_without_a_valid_token_weighs_nothing():

@@ -19,6 +19,7 @@ from tests.common import (
     random_state,
     value_and_pullback,
 )
+from tests.programs import compilations
 
 B, T = 4, 9
 
@@ -99,22 +100,6 @@ def test_shard_map_over_two_devices_agrees(bidirectional):
     actual = value_and_pullback(with_controls(sharded), args[:2], cotangents)
     expected = value_and_pullback(with_controls(run), args[:2], cotangents)
     assert_close(actual, expected)
-
-
-def compilations(function):
-    """How many programs XLA compiles while ``function`` runs."""
-    seen = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        jax.block_until_ready(function())
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    return len(seen)
 
 
 def test_second_call_compiles_nothing():

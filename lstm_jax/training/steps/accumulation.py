@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lstm_jax import meshes
 from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.training.losses.weighted import Weighted
 from lstm_jax.training.steps import contract
@@ -175,6 +176,8 @@ def _split(
     if of_carry not in (None, rows):
         raise ValueError(f"carry: expected {rows} rows, as batch has, got {of_carry}.")
     size, left = divmod(rows, number)
+    _check_cut("batch", batch, size, number)
+    _check_cut("carry", carry, size, number)
     keys = None if key is None else jax.random.split(key, number + 1)
 
     def stack(leaf):
@@ -190,6 +193,22 @@ def _split(
         last = lambda leaf: leaf[size * number :]
         rest = Part(jax.tree.map(last, carry), jax.tree.map(last, batch), noise)
     return whole, rest
+
+
+def _check_cut(name: str, tree: PyTree, size: int, number: int) -> None:
+    """Checks that each part has as many rows on each device, where axes are explicit.
+
+    JAX refuses to cut them otherwise, and names neither rows nor parts.
+    """
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        devices = meshes.explicit_parts(leaf, 0)
+        if size % devices:
+            raise ValueError(
+                f"accumulate: expected parts whose rows can be spread over the "
+                f"{devices} devices that an explicit axis spreads the rows of "
+                f"{name}{jax.tree_util.keystr(path)} over, got {leaf.shape[0]} rows in "
+                f"{number} parts of {size}. An axis of type Auto takes any."
+            )
 
 
 def _join(whole: PyTree, rest: PyTree) -> PyTree:
