@@ -10,7 +10,6 @@ are right; guessing has 0.125. Training has 1 to 50 blanks, few at first; the te
 """
 
 import dataclasses
-import functools
 import pathlib
 import sys
 from typing import Literal, NamedTuple
@@ -97,18 +96,12 @@ def copy(rng, config, epoch, test):
     return xs, targets, asked
 
 
-def chrono(longest, key, shape, dtype):
-    """Biases of gates that keep for 1 to ``longest`` steps (Tallec & Ollivier 2018)."""
-    keep = jnp.log(jax.random.uniform(key, (shape[0] // 4,), dtype, 1, longest))
-    return jnp.concatenate([-keep, keep, jnp.zeros(shape[0] // 2, dtype)])
-
-
 def task(config):
     """The model, its loss, what makes a batch, and the rate of learning."""
     if config.length < 2 or config.count < 1 or config.delay < 1:
         raise ValueError("expected at least --length 2, --count 1 and --delay 1.")
     if config.task == "adding":
-        bias = functools.partial(chrono, config.length - 1)
+        bias = lj.initializers.chrono(config.length)
         lstm = lj.LSTM(2, config.hidden_size, bias_init=bias, forget_bias=0.0)
         model = Model(lstm, nn.Dense(1))
         return model, model.adding_loss, adding, 4e-3

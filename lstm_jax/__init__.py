@@ -5,6 +5,7 @@ import typing as _typing
 
 from lstm_jax import activations as activations
 from lstm_jax import convert as convert
+from lstm_jax import initializers as initializers
 from lstm_jax.cells.base import Cell as Cell
 from lstm_jax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
 from lstm_jax.cells.dropout import embedding_dropout as embedding_dropout
@@ -59,6 +60,7 @@ __all__ = (
     "from_config",
     "implementation",
     "implementations",
+    "initializers",
     "lstm",
     "parallel_scan",
     "resolve_implementation",

@@ -20,7 +20,8 @@ PUBLIC = {
         MinLSTMCell MinLSTMParams MinLSTMState
         ParallelReport Regularized SLSTMCell SLSTMState Stack activations convert
         embedding_dropout
-        export from_config implementation implementations lstm parallel_scan
+        export from_config implementation implementations initializers lstm
+        parallel_scan
         resolve_implementation scan scan_states stream
     """,
     "lstm_jax.activations": "affine gelu hard_sigmoid scaled_tanh thresholded_relu",
@@ -42,6 +43,7 @@ PUBLIC = {
         sample
     """,
     "lstm_jax.exporting": "Exported export load read_model",
+    "lstm_jax.initializers": "chrono chrono_bias glorot_uniform orthogonal",
     "lstm_jax.linen": "LSTM Stack params_of variables_of",
     "lstm_jax.nnx": "LSTM Parameters Stack",
     "lstm_jax.serving": """

@@ -46,7 +46,8 @@ class LSTMCell(LearnedStart):
             cell remembers (Jozefowicz et al. 2015). It is part of the stored bias.
         kernel_init: initializer of ``kernel`` and ``projection_kernel``.
         recurrent_init: initializer of ``recurrent_kernel``, as one ``[P, 4H]`` matrix.
-        bias_init: initializer of ``bias``, before ``forget_bias`` is added.
+        bias_init: initializer of ``bias``, before ``forget_bias`` is added; for long
+            dependencies ``lstm_jax.initializers.chrono(t_max)``.
         dtype: the compute dtype; None to compute in the dtype of the inputs. Products
             accumulate in float32 or wider, and so is c carried.
         param_dtype: dtype of new parameters.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.checks import options
+from lstm_jax.initializers import chrono_bias
 from lstm_jax.numerics import as_last_axes, matmul
 from lstm_jax.types import Array, LSTMParams, serializable
 
@@ -48,6 +49,14 @@ def check_options(cell: Any) -> None:
         raise ValueError(
             "peephole: expected False with variant='NP', which is the one without "
             "peepholes, got True."
+        )
+    if getattr(cell.bias_init, "func", None) is chrono_bias and (
+        gates_of(cell.variant) != "ifgo"
+    ):
+        raise ValueError(
+            f"bias_init: expected another than chrono, which is for the gates i, f, g "
+            f"and o, with variant={cell.variant!r}, whose gates are "
+            f"{', '.join(gates_of(cell.variant))}."
         )
     activations = ("gate_activation", "candidate_activation", "output_activation")
     for name in activations:
