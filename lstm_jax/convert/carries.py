@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from lstm_jax.cells.base import Cell, as_cell
 from lstm_jax.checks import border, trees
-from lstm_jax.convert import paths, targets
+from lstm_jax.convert import layers as records
+from lstm_jax.convert import paths
 from lstm_jax.layers import State
 from lstm_jax.types import Directions, LSTMState
 
@@ -35,7 +35,7 @@ def take(
             have states that the library has not.
         TypeError: if it is nested otherwise, or ``model`` is no stack.
     """
-    cells = _cells(library, model)
+    cells, _ = records.check_states_of(library, model)
     kind = f"a pair of {kind} for two directions" if model.bidirectional else kind
     taken = []
     for index, layer in enumerate(_layers(len(cells), state, kind)):
@@ -60,7 +60,7 @@ def give(
         ValueError: if the state is not the model's, or one that the library has not.
         TypeError: if it is no stack's, or ``model`` no stack.
     """
-    cells = _cells(library, model)
+    cells, _ = records.check_states_of(library, model)
     layers = []
     for layer in trees.take_state(cells, state, model.bidirectional):
         made = [jax.tree.map(paths.own, there) for there in layer if there is not None]
@@ -94,17 +94,3 @@ def _layers(count: int, state: Any, kind: str) -> list[Any]:
             f"state: expected a list of L = {count} layers, each {kind}, got {got}."
         )
     return list(state)
-
-
-def _cells(library: str, model: Any) -> list[Cell]:
-    """The cells of a stack whose states are h and c."""
-    targets.check_stack(model)
-    cells = [as_cell(cell) for cell in model.cells]
-    for index, cell in enumerate(cells):
-        row = trees.state_template(cell)
-        if type(row) is not LSTMState or row.h.ndim != 1:
-            raise ValueError(
-                f"model: expected layers whose states are h and c, all that {library} "
-                f"has, got {cell!r} as layer {index}."
-            )
-    return cells

@@ -178,11 +178,11 @@ class _Named(NamedTuple):
         return ""
 
 
-def check_states_of(library: str, model: Any) -> tuple[list[Cell], LSTMState]:
-    """Checks that the states of a model's layers are alike, and an LSTM's.
+def check_states_of(library: str, model: Any) -> tuple[list[Cell], list[LSTMState]]:
+    """Checks that the states of a model's layers are an LSTM's.
 
     Returns:
-        The cells, and the shapes of a row's h and c in each layer.
+        The cells, and of each the shapes of a row's h and c.
 
     Raises:
         ValueError: if they are not, which is what ``library`` has.
@@ -197,8 +197,7 @@ def check_states_of(library: str, model: Any) -> tuple[list[Cell], LSTMState]:
                 f"model: expected layers whose states are h and c, all that {library} "
                 f"has, got {cells[index]!r} as layer {index}."
             )
-    targets.check_one_size(library, [(row.c.shape[0], row.h.shape[0]) for row in rows])
-    return cells, rows[0]
+    return cells, rows
 
 
 def take_weight(name: str, value: Any) -> Array:

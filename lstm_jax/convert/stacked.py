@@ -6,10 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from lstm_jax.cells.base import Cell
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import trees
 from lstm_jax.convert import layers as records
-from lstm_jax.convert import torch_names
+from lstm_jax.convert import targets, torch_names
 from lstm_jax.layers import LSTM, State
 from lstm_jax.types import Directions, LSTMState
 
@@ -22,7 +23,7 @@ def take(library: str, model: LSTM, h: Any, c: Any) -> State:
             ``library`` has not.
         TypeError: if one is no floating array, or ``model`` no stack.
     """
-    cells, row = records.check_states_of(library, model)
+    cells, row = _cells(library, model)
     layers, directions = len(cells), 2 if model.bidirectional else 1
     arrays = torch_names.read("h", h), torch_names.read("c", c)
     for name, value, letter, one in zip("hc", arrays, "PH", row, strict=True):
@@ -52,8 +53,15 @@ def give(library: str, model: LSTM, state: State) -> tuple[Any, Any]:
         ValueError: if the state is not the model's, or one that ``library`` has not.
         TypeError: if it is no stack's, or ``model`` no stack.
     """
-    cells, _ = records.check_states_of(library, model)
+    cells, _ = _cells(library, model)
     state = trees.take_state(cells, state, model.bidirectional)
     flat = [one for layer in state for one in layer if one is not None]
     h, c = (jnp.stack(leaves) for leaves in zip(*flat, strict=True))
     return records.give_state(h), records.give_state(c)
+
+
+def _cells(library: str, model: Any) -> tuple[list[Cell], LSTMState]:
+    """The cells of a stack, and the shapes of a row's state, the same in all."""
+    cells, rows = records.check_states_of(library, model)
+    targets.check_one_size(library, [(row.c.shape[0], row.h.shape[0]) for row in rows])
+    return cells, rows[0]

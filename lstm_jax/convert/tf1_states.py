@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lstm_jax.cells.base import as_cell
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import trees
 from lstm_jax.convert import layers as records
-from lstm_jax.convert import paths, targets
+from lstm_jax.convert import paths
 from lstm_jax.layers import LSTM, State
 from lstm_jax.types import Directions, LSTMState
 
@@ -54,7 +53,7 @@ def state_from_tf1(model: LSTM, state: Any) -> State:
         >>> lj.convert.state_from_tf1(model, pair)[0].forward.h.shape
         (4, 2)
     """
-    rows = _rows(model)
+    _, rows = records.check_states_of(_LIBRARY, model)
     sides: list[tuple[str, Any]] = [("state", state)]
     if model.bidirectional:
         _check_count("state", state, 2, "(forward, backward)")
@@ -79,8 +78,7 @@ def state_to_tf1(model: LSTM, state: State) -> Any:
         >>> len(forward), forward[1]._fields
         (2, ('c', 'h'))
     """
-    _rows(model)
-    cells = [as_cell(cell) for cell in model.cells]
+    cells, _ = records.check_states_of(_LIBRARY, model)
     state = trees.take_state(cells, state, model.bidirectional)
     sides: list[Any] = []
     for direction in range(1 + model.bidirectional):
@@ -90,20 +88,6 @@ def state_to_tf1(model: LSTM, state: State) -> Any:
         )
         sides.append(side if len(pairs) > 1 else side[0])
     return tuple(sides) if model.bidirectional else sides[0]
-
-
-def _rows(model: Any) -> list[LSTMState]:
-    """The shapes of a row's state in each layer, if it is an LSTM's."""
-    targets.check_stack(model)
-    cells = [as_cell(cell) for cell in model.cells]
-    rows = [trees.state_template(cell) for cell in cells]
-    for index, row in enumerate(rows):
-        if type(row) is not LSTMState or row.h.ndim != 1:
-            raise ValueError(
-                f"model: expected layers whose states are h and c, all that {_LIBRARY} "
-                f"has, got {cells[index]!r} as layer {index}."
-            )
-    return rows
 
 
 def _take_side(name: str, side: Any, rows: list[LSTMState]) -> list[LSTMState]:
