@@ -9,7 +9,7 @@ first, and looks back by attention (Luong and others, 2015): attention.png shows
 import dataclasses
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ try:
 except ImportError as error:
     sys.exit(f'add: {error.name} is missing: pip install "lstm_jax[examples]"')
 MAY_CHANGE = {"out", "resume", "steps"}
+LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 10**7)}
 VOCABULARY, END = data.Vocabulary("\n+0123456789"), 0  # An answer ends with "\n".
 CHOSEN = np.random.default_rng(0).random((1000, 1000)) < 0.025
 HELD_OUT = CHOSEN | CHOSEN.T  # One pair in twenty, whichever comes first.
@@ -42,11 +43,7 @@ class Config:
     seed: int = 0  # of the weights and the sums
 
 
-class Model(NamedTuple):
-    encoder: lj.LSTM
-    decoder: lj.LSTM
-    readout: Any
-
+class Model(namedtuple("Model", "encoder decoder readout")):
     def init(self, key):
         keys, both = jax.random.split(key, 3), jnp.zeros(2 * self.decoder.output_size)
         lstms = self.encoder.init(keys[0]), self.decoder.init(keys[1])
@@ -124,6 +121,10 @@ def test(model, params, out):
 
 
 def train(config):
+    for name, n in vars(config).items():
+        low, high = LIMITS.get(name, (0, 100) if type(n) is float else (1, 10_000))
+        if type(n) in (int, float) and not low <= n <= high:
+            raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
     width, size = len(VOCABULARY), config.hidden_size
     lstms = lj.LSTM(width, size, bidirectional=True), lj.LSTM(width, 2 * size)
     layers = nn.Dense(2 * size), jnp.tanh, nn.Dense(width)

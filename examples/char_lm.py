@@ -7,10 +7,11 @@ python examples/char_lm.py --sample out/char_lm --prompt "The class "
 
 import dataclasses
 import json
-import pathlib
 import pydoc_data.topics
 import sys
-from typing import Annotated, Any, NamedTuple
+from collections import namedtuple
+from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +27,16 @@ except ImportError as error:
     sys.exit(f'char_lm: {error.name} is missing: pip install "lstm_jax[examples]"')
 PASSED_ON = ("out", "resume", "steps", "log_every", "save_every", "reset_rate")
 UNIT: Any = {"embedding_init": jax.nn.initializers.normal(1.0)}
+LIMITS = dict(seed=(0, 10**9), steps=(1, 10**7), validation=(0, 0.9), warmup=(0, 10**4))
 MAY_CHANGE = {"out", "resume", "sample", "prompt", "temperature", "length", "steps"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    # UTF-8; by default CPython's own documentation
-    data: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["--text"])] = None
-    out: pathlib.Path = pathlib.Path("out/char_lm")  # the folder of the run
+    data: Annotated[Path | None, tyro.conf.arg(aliases=["--text"])] = None  # in UTF-8
+    out: Path = Path("out/char_lm")  # the folder of the run
     resume: bool = False  # go on with the run in --out
-    sample: pathlib.Path | None = None  # write with the model of this folder instead
+    sample: Path | None = None  # write with the model of this folder instead
     prompt: str = ""  # what samples begin with; by default the first character
     temperature: float = 0.5  # of samples: towards 0 always the likeliest character
     length: int = 800  # characters of the sample at the end
@@ -57,9 +58,7 @@ class Config:
     seed: int = 0  # of the weights, the dropout, the resets and the samples
 
 
-class Model(NamedTuple):
-    vocabulary: data.Vocabulary
-    lstm: lj.LSTM
+class Model(namedtuple("Model", "vocabulary lstm")):
     embed = property(lambda m: nn.Embed(len(m.vocabulary), m.lstm.input_size, **UNIT))
     readout = property(lambda m: nn.Dense(len(m.vocabulary)))
 
@@ -107,7 +106,6 @@ def train(config):
     tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps, last))
     key, rows = jax.random.key(config.seed), (config.batch_size,)
     model.write(model.init(key), prompt, min(config.length, 1), config)  # Errors now.
-    characters = model.vocabulary.symbols
     settings = {k: str(v) for k, v in vars(config).items() if k not in MAY_CHANGE}
     result = training.fit(
         model.loss,
@@ -117,14 +115,14 @@ def train(config):
         valid=data.stream_batches(tokens[-held_out:], 1, 4096, tail=True),
         evaluate_every=config.sample_every,
         clip_norm=config.clip,
-        settings=settings | {"characters": characters},
+        settings=settings | {"characters": model.vocabulary.symbols},
         derived={"valid_perplexity": lambda r: training.perplexity(r["valid_loss"])},
         flops_per_token=model,
         hooks=[sample],
         **{name: getattr(config, name) for name in PASSED_ON},
     )
     training.save_weights(config.out / "weights.safetensors", result.state.params)
-    saved = {"characters": characters, "lstm": model.lstm.to_config()}
+    saved = {"characters": model.vocabulary.symbols, "lstm": model.lstm.to_config()}
     (config.out / "model.json").write_text(json.dumps(saved, indent=2))
     print(f"Saved in {config.out}:", *sorted(p.name for p in config.out.iterdir()))
     return result.exit_status
@@ -143,6 +141,10 @@ if __name__ == "__main__":
     config = tyro.cli(Config, description=__doc__)
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore
     try:
+        for name, n in vars(config).items():
+            low, high = LIMITS.get(name, (0, 100) if type(n) is float else (1, 10_000))
+            if type(n) in (int, float) and not low <= n <= high:
+                raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
         sys.exit(train(config) if config.sample is None else sample(config))
     except (ValueError, OSError) as error:
         sys.exit(f"char_lm: {error}")

@@ -10,7 +10,7 @@ utterances are told right.
 import dataclasses
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ try:
 except ImportError as error:
     sys.exit(f'classify: {error.name} is missing: pip install "lstm_jax[examples]"')
 MAY_CHANGE = {"data", "out", "resume", "steps"}
+LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 10**7)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +44,13 @@ class Config:
     seed: int = 0  # of the weights, the dropout and the order of the series
 
 
-class Model(NamedTuple):
-    lstm: lj.LSTM
-    readout: nn.Dense
-
+class Model(namedtuple("Model", "lstm readout")):
     def init(self, key):
         keys = jax.random.split(key)
         readout = self.readout.init(keys[1], jnp.zeros(self.lstm.output_size))
         return {"lstm": self.lstm.init(keys[0]), "readout": readout}
 
-    def logits(self, params, batch, key=None) -> Any:
+    def logits(self, params, batch, key=None):
         xs, lengths, _ = batch
         _, ys = self.lstm.apply(params["lstm"], xs, lengths=lengths, key=key)
         mean = ys.sum(1) / jnp.maximum(lengths, 1).astype(ys.dtype)[:, None]
@@ -75,9 +73,8 @@ def read(path):
         if not line.strip() or line.lstrip()[0] in "#@":
             continue
         try:
-            one = np.stack([np.array(c.split(","), np.float32) for c in channels], 1)
-            series.append(one)
-            if not np.isfinite(one).all():
+            series.append(np.stack([np.array(c.split(","), "f4") for c in channels], 1))
+            if not np.isfinite(series[-1]).all():
                 raise ValueError("expected finite numbers, got NaN or infinity.")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
@@ -110,6 +107,10 @@ def load(folder):
 
 
 def train(config):
+    for name, n in vars(config).items():
+        low, high = LIMITS.get(name, (0, 100) if type(n) is float else (1, 10_000))
+        if type(n) in (int, float) and not low <= n <= high:
+            raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
     (series, names), (test_series, test_names) = load(config.data)
     classes = data.Vocabulary.of([names])
     labels, test_labels = classes.encode(names), classes.encode(test_names)

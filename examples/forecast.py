@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import re
 import sys
-from typing import NamedTuple
+from collections import namedtuple
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ try:
 except ImportError as error:
     sys.exit(f'forecast: {error.name} is missing: pip install "lstm_jax[examples]"')
 MAY_CHANGE = {"data", "steps", "patience", "out", "resume"}
+LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 10**7)}
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -46,10 +47,7 @@ class Config:
     seed: int = 0  # of the weights and the order of the windows
 
 
-class Model(NamedTuple):
-    lstm: lj.LSTM  # encoder and decoder, with weights of their own
-    readout: nn.Dense
-
+class Model(namedtuple("Model", "lstm readout")):
     def init(self, key):
         keys = jax.random.split(key, 3)
         encoder, decoder = map(self.lstm.init, keys[:2])
@@ -121,9 +119,12 @@ def draw(path, seen, *lines):
 
 
 def train(config):
-    series = made() if config.data is None else read(config.data)
-    parts, scaler = split(series, config)
-    size, seed, features = config.batch_size, config.seed, series.shape[1]
+    for name, n in vars(config).items():
+        low, high = LIMITS.get(name, (0, 100) if type(n) is float else (1, 10_000))
+        if type(n) in (int, float) and not low <= n <= high:
+            raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
+    parts, scaler = split(made() if config.data is None else read(config.data), config)
+    size, seed, features = config.batch_size, config.seed, parts[0][0].shape[-1]
     batches, valid, test = (data.shuffled_batches(p, size, seed=seed) for p in parts)
     model = Model(lj.LSTM(features, config.hidden_size), nn.Dense(features))
     tx = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))

@@ -28,6 +28,7 @@ try:
 except ImportError as error:
     sys.exit(f'memory: {error.name} is missing: pip install "lstm_jax[examples]"')
 MAY_CHANGE = {"out", "resume", "steps"}
+LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 10**7), "length": (2, 10_000)}
 SYMBOLS, BLANK, MARKER = 8, 8, 9  # the alphabet is 0 to 7
 
 
@@ -98,8 +99,6 @@ def copy(rng, config, epoch, test):
 
 def task(config):
     """The model, its loss, what makes a batch, and the rate of learning."""
-    if config.length < 2 or config.count < 1 or config.delay < 1:
-        raise ValueError("expected at least --length 2, --count 1 and --delay 1.")
     if config.task == "adding":
         bias = lj.initializers.chrono(config.length)
         lstm = lj.LSTM(2, config.hidden_size, bias_init=bias, forget_bias=0.0)
@@ -110,6 +109,10 @@ def task(config):
 
 
 def train(config):
+    for name, n in vars(config).items():
+        low, high = LIMITS.get(name, (0, 100) if type(n) is float else (1, 10_000))
+        if type(n) in (int, float) and not low <= n <= high:
+            raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
     model, loss, make, rate = task(config)
 
     def batches(epoch, test=False):

@@ -12,7 +12,6 @@ import pathlib
 import sys
 from collections import namedtuple
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ try:
 except ImportError as error:
     sys.exit(f'play: {error.name} is missing: pip install "lstm_jax[examples]"')
 MAY_CHANGE = {"out", "resume", "steps"}
+LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 10**7), "discount": (0, 1)}
 FORWARD, LEFT, RIGHT = range(3)  # A cue is the way that is right.
 Maze = namedtuple("Maze", "place cue time")
 Moment = namedtuple("Moment", "seen reset action reward cut over next_value")
@@ -68,11 +68,7 @@ def move(maze, action, config):
     return Maze(place, maze.cue, maze.time + 1), reward, cut, turned | cut
 
 
-class Model(NamedTuple):
-    lstm: lj.LSTM
-    readout: Any  # the logits of three actions, and the value
-    config: Config
-
+class Model(namedtuple("Model", "lstm readout config")):
     def init(self, key):
         keys, ys = jax.random.split(key), jnp.zeros(self.lstm.output_size)
         readout = self.readout.init(keys[1], ys)
@@ -120,6 +116,11 @@ def returns(past, discount):
 
 
 def train(config):
+    for name, n in vars(config).items():
+        low, high = LIMITS.get(name, (0, 100) if type(n) is float else (1, 10_000))
+        if type(n) in (int, float) and not low <= n <= high:
+            raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
+    # Of each step the logits of three actions, and the value.
     model = Model(lj.LSTM(3, config.hidden_size), nn.Dense(4), config)
     keys = jax.random.split(jax.random.key(config.seed), 5)
     begun = lambda key, rows: (begin(key, rows), model.lstm.zero_state((rows,)))

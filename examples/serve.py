@@ -30,6 +30,8 @@ except ImportError as error:
         f'serve: {error.name} is missing: pip install "lstm_jax[examples,serving]"'
     )
 
+LIMITS = dict(sizes=(1, 10**4), port=(0, 2**16 - 1), max_bytes=(1, 2**31 - 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -51,7 +53,16 @@ class Config:
     handover: pathlib.Path | None = None  # folder where streams wait for the next start
 
 
+def check(config):
+    for name, value in vars(config).items():
+        low, high = LIMITS.get(name, (0 if isinstance(value, float) else 1, 10**6))
+        for n in value if isinstance(value, tuple) else [value]:
+            if type(n) in (int, float) and not low <= n <= high:
+                raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
+
+
 def make_server(config):
+    check(config)
     if config.workers != 1:
         raise ValueError(
             f"workers: expected 1, got {config.workers}: each would have streams that "

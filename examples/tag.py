@@ -8,7 +8,7 @@ python examples/tag.py --data FILE --test FILE  # the word first, its tag last, 
 import dataclasses
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ try:
 except ImportError as error:
     sys.exit(f'tag: {error.name} is missing: pip install "lstm_jax[examples]"')
 MAY_CHANGE = {"data", "test", "out", "resume", "steps"}
+LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 10**7)}
 KINDS = "met smiled PER", "met closed ORG", "saw smiled MISC", "saw closed LOC"
 FILLING = "today then and when it had rained for days as they say near us".split()
 SYLLABLES = "an ber cor dal el fin gar hal im jo ka lor man nis or tal".split()
@@ -45,19 +46,15 @@ class Config:
     seed: int = 0  # of the weights, the dropout and the order of the sentences
 
 
-class Model(NamedTuple):
-    embed: nn.Embed
-    lstm: lj.LSTM
-    readout: nn.Dense
-
+class Model(namedtuple("Model", "embed lstm readout")):
     def init(self, key):
         keys = jax.random.split(key, 3)
         embed = self.embed.init(keys[0], jnp.zeros(1, int))
         readout = self.readout.init(keys[1], jnp.zeros(self.lstm.output_size))
         return {"embed": embed, "lstm": self.lstm.init(keys[2]), "readout": readout}
 
-    def logits(self, params, batch, key=None) -> Any:
-        xs: Any = self.embed.apply(params["embed"], batch[0])
+    def logits(self, params, batch, key=None):
+        xs = self.embed.apply(params["embed"], batch[0])
         _, ys = self.lstm.apply(params["lstm"], xs, lengths=batch[1], key=key)
         return self.readout.apply(params["readout"], ys)
 
@@ -101,6 +98,10 @@ def made(count):
 
 
 def train(config):
+    for name, n in vars(config).items():
+        low, high = LIMITS.get(name, (0, 100) if type(n) is float else (1, 10_000))
+        if type(n) in (int, float) and not low <= n <= high:
+            raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
     least = 1 if config.test else 2
     every = [*dict.fromkeys(read(config.data, least) if config.data else made(3000))]
     count = len(every) if config.test else len(every) * 9 // 10

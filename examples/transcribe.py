@@ -10,7 +10,8 @@ to learn. Of new ones less than 1% of letters and digits are wrong.
 import dataclasses
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from collections import namedtuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ try:
 except ImportError as error:
     sys.exit(f'transcribe: {error.name} is missing: pip install "lstm_jax[examples]"')
 MAY_CHANGE = {"out", "resume", "steps"}
+LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 10**7)}
 CODES = {
     code[0]: code[1:]
     for code in "A.- B-... C-.-. D-.. E. F..-. G--. H.... I.. J.--- K-.- L.-.. M-- N-. "
@@ -48,13 +50,10 @@ class Config:
     seed: int = 0  # of the weights, the dropout and the messages
 
 
-class Model(NamedTuple):
-    lstm: lj.LSTM
-    readout: Any
-
+class Model(namedtuple("Model", "lstm readout")):
     def init(self, key):
-        keys, outputs = jax.random.split(key), jnp.zeros((1, self.lstm.output_size))
-        readout = self.readout.init(keys[1], outputs)
+        keys, ys = jax.random.split(key), jnp.zeros(self.lstm.output_size)
+        readout = self.readout.init(keys[1], ys)
         return {"lstm": self.lstm.init(keys[0]), "readout": readout}
 
     def logits(self, params, batch, key=None):
@@ -100,8 +99,7 @@ def made(count, most, *seed) -> Any:
     rng, signals, texts = np.random.default_rng(seed), [], []
     while len(texts) < count:
         text = "".join(rng.choice(list(CODES), rng.integers(1, most + 1)))
-        signal = tuned(send(text, rng))
-        if len(signal) <= LONGEST:
+        if len(signal := tuned(send(text, rng))) <= LONGEST:
             signals.append(signal)
             texts.append(text)
     labels = [VOCABULARY.encode(text) + 1 for text in texts]
@@ -110,13 +108,16 @@ def made(count, most, *seed) -> Any:
 
 
 def train(config):
+    for name, n in vars(config).items():
+        low, high = LIMITS.get(name, (0, 100) if type(n) is float else (1, 10_000))
+        if type(n) in (int, float) and not low <= n <= high:
+            raise ValueError(f"--{name}: expected {low} to {high}, got {n}.")
     lstm = lj.LSTM(3, config.hidden_size, bidirectional=True)
     model = Model(lstm, nn.Dense(len(VOCABULARY) + 1))
 
     def batches(epoch):
-        most = min(epoch + 1, MOST)
-        for n in range(100):
-            yield made(config.batch_size, most, 1, config.seed, epoch, n)[0]
+        of = config.batch_size, min(epoch + 1, MOST), 1, config.seed, epoch
+        return (made(*of, n)[0] for n in range(100))
 
     key = jax.random.key(config.seed)
     result = training.fit(
@@ -132,9 +133,9 @@ def train(config):
     training.save_weights(config.out / "weights.safetensors", result.state.params)
     test, sent = made(500, MOST, 2, config.seed)
     logits, frames = model.logits(result.state.params, test), {"lengths": test[1]}
-    greedy = decoding.ctc_greedy(logits, **frames)
-    beam = decoding.ctc_beam_search(logits, width=8, **frames)
-    for name, tokens in ("greedy", greedy.tokens), ("beam", beam.tokens[:, 0]):
+    greedy = decoding.ctc_greedy(logits, **frames).tokens
+    beam = decoding.ctc_beam_search(logits, width=8, **frames).tokens[:, 0]
+    for name, tokens in ("greedy", greedy), ("beam", beam):
         written = [VOCABULARY.decode(row[row > 0] - 1) for row in np.asarray(tokens)]
         edits = sum(map(Levenshtein.distance, written, sent))
         print(f"{name}: {edits / sum(map(len, sent)):.2%} of symbols wrong")

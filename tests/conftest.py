@@ -21,6 +21,7 @@ SAMPLED = {
     "test_torch": 2,
     "test_onnx": 2,
     "test_shapes": 2,
+    "test_options_refused": 2,
     "test_beam_search": 4,
     "test_cells": 4,
     "test_checkpoints_damaged": 4,
@@ -52,6 +53,7 @@ SAMPLED = {
     "test_linear_cross_entropy": 6,
     "test_linear_cross_entropy_transforms": 6,
     "test_losses": 4,
+    "test_losses_of_errors": 4,
     "test_losses_on_devices": 16,
     "test_metrics": 4,
     "test_onnx_reading": 6,
@@ -71,6 +73,7 @@ SAMPLED = {
     "test_steps": 4,
     "test_streaming": 4,
     "test_tasks": 8,
+    "test_tasks_data": 8,
     "test_torch_forms": 4,
     "test_truncated": 4,
 }
