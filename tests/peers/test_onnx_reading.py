@@ -1,9 +1,6 @@
-"""Files of ``to_onnx``, of PyTorch's exporters and of no one, through ``from_onnx``."""
+"""Files of ``to_onnx`` and of no one, through ``from_onnx``, and how layers join."""
 
 import dataclasses
-import functools
-import importlib.util
-import io
 import os
 import warnings
 
@@ -11,12 +8,10 @@ import jax
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import lstm_jax as lj
 from lstm_jax.convert.onnx import from_onnx, to_onnx
-from tests.common import assert_close
 from tests.peers.test_onnx_writing import MODELS, params_of
 
 I, H = 3, 4
@@ -84,134 +79,6 @@ def test_negative_zeros_of_a_bias_come_back():
     assert_same(from_onnx(file)["lstm_l0"][1], (lj.Directions(one),))
 
 
-class Net(torch.nn.Module):
-    """An LSTM among other layers, as people export it."""
-
-    def __init__(self, *, readout=True, **options):
-        super().__init__()
-        self.lstm = torch.nn.LSTM(I, H, **options)
-        size = H * (1 + self.lstm.bidirectional)
-        self.readout = torch.nn.Linear(size, 2) if readout else torch.nn.Identity()
-
-    def forward(self, x, h=None, c=None):
-        ys, (h, c) = self.lstm(x, None if h is None else (h, c))
-        return self.readout(ys), ys, h, c
-
-
-NETS = {
-    "one": dict(),
-    "two": dict(num_layers=2, batch_first=True),
-    "both_ways": dict(num_layers=2, bidirectional=True, batch_first=True),
-    "no_bias": dict(num_layers=3, bias=False, readout=False),
-}
-needs_onnxscript = pytest.mark.skipif(
-    importlib.util.find_spec("onnxscript") is None,
-    reason="PyTorch's exporter by torch.export needs onnxscript",
-)
-EXPORTERS = [
-    pytest.param(False, id="torchscript"),
-    pytest.param(True, id="dynamo", marks=needs_onnxscript),
-]
-
-
-def export(net, args, dynamo, **options):
-    if dynamo:
-        options = {"external_data": False, "verbose": False, **options}
-    buffer = io.BytesIO()
-    quietly(torch.onnx.export, net, args, buffer, dynamo=dynamo, **options)
-    return buffer.getvalue()
-
-
-def compare(net, taken, batch=5, length=7, start=None):
-    """PyTorch's outputs and states with those of a file's only model."""
-    (pair,) = taken.values()
-    model, params = pair
-    first = net.lstm.batch_first
-    shape = (batch, length, I) if first else (length, batch, I)
-    xs = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
-    state = None
-    if start is not None:
-        start = [np.repeat(one, batch, 1) for one in start]
-        state = lj.convert.state_from_torch(model, *start)
-        start = list(map(torch.from_numpy, start))
-    with torch.no_grad():
-        _, ys, h, c = net(torch.from_numpy(xs), *(start or ()))
-    after, ours = model.apply(params, xs, state, time_major=not first)
-    assert_close(ours, ys.numpy())
-    actual = lj.convert.state_to_torch(model, after)
-    assert_close(actual, (h.numpy(), c.numpy()))
-
-
-# The newer exporter takes many seconds a file.
-EXPORTS = [(name, batch, False) for name in NETS for batch in (1, 2)]
-EXPORTS += [
-    pytest.param(*case, True, marks=needs_onnxscript)
-    for case in (("two", 1), ("both_ways", 2), ("no_bias", 2))
-]
-
-
-@pytest.mark.parametrize("name, batch, dynamo", EXPORTS)
-def test_export_of_torch(name, batch, dynamo):
-    """Without a start, whose zeros have the batch of the example in some files."""
-    torch.manual_seed(0)
-    net = Net(**NETS[name]).eval()
-    shape = (batch, 3, I) if net.lstm.batch_first else (3, batch, I)
-    taken = from_onnx(export(net, (torch.ones(shape),), dynamo))
-    compare(net, taken)
-
-
-@pytest.mark.parametrize("dynamo", EXPORTERS)
-def test_export_of_torch_with_states(dynamo):
-    torch.manual_seed(1)
-    net = Net(**NETS["both_ways"]).eval()
-    rng = np.random.default_rng(1)
-    h, c = (rng.standard_normal((4, 1, H)).astype(np.float32) for _ in "hc")
-    args = torch.ones(1, 3, I), torch.from_numpy(h), torch.from_numpy(c)
-    compare(net, from_onnx(export(net, args, dynamo)), start=(h, c))
-
-
-@pytest.mark.parametrize("dynamo", EXPORTERS)
-def test_export_of_torch_of_any_size(dynamo):
-    """Shapes are computed by the graph, and so is how outputs are put together."""
-    torch.manual_seed(2)
-    net = Net(**NETS["both_ways"]).eval()
-    options = dict(input_names=["x"], dynamic_axes={"x": {0: "b", 1: "t"}})
-    if dynamo:
-        options = dict(dynamic_shapes=({0: "b"},))
-    compare(net, from_onnx(export(net, (torch.ones(2, 3, I),), dynamo, **options)))
-
-
-def test_export_of_torch_without_folding():
-    """Weights are then slices, put together in another order."""
-    torch.manual_seed(3)
-    net = Net(**NETS["both_ways"]).eval()
-    file = export(net, (torch.ones(2, 3, I),), False, do_constant_folding=False)
-    kinds = {node.op_type for node in onnx.load_from_string(file).graph.node}
-    assert {"Slice", "Concat", "Unsqueeze"} <= kinds
-    compare(net, from_onnx(file))
-
-
-class Packed(Net):
-    def forward(self, x, lengths):
-        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-        ys, (h, c) = self.lstm(packed)
-        ys, _ = torch.nn.utils.rnn.pad_packed_sequence(ys, batch_first=True)
-        return ys, h, c
-
-
-def test_export_of_torch_of_packed_sequences():
-    torch.manual_seed(4)
-    net = Packed(**NETS["both_ways"]).eval()
-    args = torch.randn(3, 5, I), torch.tensor([5, 4, 1])
-    (pair,) = from_onnx(export(net, args, False)).values()
-    model, params = pair
-    after, ours = model.apply(params, args[0].numpy(), lengths=args[1].numpy())
-    with torch.no_grad():
-        ys, h, c = net(*args)
-    assert_close(ours, ys.numpy())
-    assert_close(lj.convert.state_to_torch(model, after), (h.numpy(), c.numpy()))
-
-
 def weights_of(seed=0, directions=1, inputs=I, hidden=H):
     rng = np.random.default_rng(seed)
     shapes = {
@@ -251,100 +118,6 @@ def behind(kind, source, made, *extra, **given):
 
 
 WEIGHTS = weights_of()
-FOLDED = {
-    "Identity": ([behind("Identity", "V", "W")], dict(V=WEIGHTS["W"])),
-    "Cast": ([behind("Cast", "V", "W", to=1)], dict(V=WEIGHTS["W"].astype(np.float64))),
-    "Transpose": (
-        [behind("Transpose", "V", "W", perm=[0, 2, 1])],
-        dict(V=WEIGHTS["W"].swapaxes(1, 2)),
-    ),
-    "Unsqueeze": (
-        [behind("Unsqueeze", "V", "W", "axes")],
-        dict(V=WEIGHTS["W"][0], axes=np.array([0])),
-    ),
-    "Unsqueeze_attribute": (
-        [behind("Unsqueeze", "V", "W", axes=[0])],
-        dict(V=WEIGHTS["W"][0]),
-    ),
-    "Squeeze": (
-        [behind("Squeeze", "V", "W", "axes")],
-        dict(V=WEIGHTS["W"][None], axes=np.array([0])),
-    ),
-    "Reshape": (
-        [behind("Reshape", "V", "W", "shape")],
-        dict(V=WEIGHTS["W"].reshape(2, -1, I), shape=np.array([1, -1, I])),
-    ),
-    "Slice": (
-        [behind("Slice", "V", "W", "starts", "ends", "axes", "steps")],
-        dict(
-            V=np.pad(WEIGHTS["W"], [(0, 0), (2, 1), (0, 0)])[:, ::-1].copy(),
-            **{
-                key: np.array([value])
-                for key, value in dict(starts=-3, ends=0, axes=1, steps=-1).items()
-            },
-        ),
-    ),
-    "Slice_attributes": (
-        [behind("Slice", "V", "W", starts=[2], ends=[2**31], axes=[1])],
-        dict(V=np.pad(WEIGHTS["W"], [(0, 0), (2, 0), (0, 0)])),
-    ),
-    "Concat": (
-        [behind("Concat", "V", "W", "U", axis=1)],
-        dict(V=WEIGHTS["W"][:, :5], U=WEIGHTS["W"][:, 5:]),
-    ),
-    "Constant": (
-        [
-            helper.make_node(
-                "Constant", [], ["W"], value=numpy_helper.from_array(WEIGHTS["W"])
-            )
-        ],
-        {},
-    ),
-    "Expand": (
-        [behind("Expand", "V", "W", "shape")],
-        dict(V=WEIGHTS["W"], shape=np.array([1, 1, I])),
-    ),
-}
-
-
-@pytest.mark.parametrize("nodes, constants", FOLDED.values(), ids=FOLDED)
-def test_weights_behind_operators(nodes, constants):
-    weights = {key: value for key, value in WEIGHTS.items() if key != "W"}
-    file = file_of([*nodes, lstm()], {**weights, **constants})
-    assert_same(from_onnx(file)["n"][1], plain_params())
-
-
-def test_weights_that_are_no_constants_name_node_and_chain():
-    nodes = [
-        helper.make_node("Mul", ["V", "scale"], ["U"], name="scaling"),
-        behind("Transpose", "U", "W", perm=[0, 2, 1]),
-        lstm(),
-    ]
-    weights = {**WEIGHTS, "V": WEIGHTS["W"], "scale": np.float32([2])}
-    del weights["W"]
-    with pytest.raises(ValueError, match=r"'n'.*W: .*Transpose_1' <- Mul 'scaling'"):
-        from_onnx(file_of(nodes, weights))
-
-
-def test_weights_that_the_graph_is_given():
-    weights = {key: value for key, value in WEIGHTS.items() if key != "R"}
-    with pytest.raises(ValueError, match=r"'n'.*R: .*'R', an input of the graph"):
-        from_onnx(file_of([lstm()], weights, inputs=("X", "R")))
-
-
-def test_optional_inputs_go_by_position():
-    """An empty name is an input that is not there, and shifts none."""
-    start = np.full((1, 2, H), 0.5, np.float32)
-    names = ("X", "W", "R", "", "", "h")
-    model, params = from_onnx(file_of([lstm(names)], {**WEIGHTS, "h": start}))["n"]
-    assert not model.use_bias and model.learn_initial_state
-    assert_same(params[0].forward.initial_h, jax.numpy.full(H, 0.5))
-    assert not params[0].forward.initial_c.any()
-
-
-def test_a_node_without_y_or_name():
-    file = file_of([lstm(outputs=("", "last"), name="")], WEIGHTS, outputs=("last",))
-    assert list(from_onnx(file)) == ["last"]
 
 
 def expand_of(start):
@@ -354,75 +127,6 @@ def expand_of(start):
         helper.make_node("Concat", ["one", "batch", "size"], ["whole"], axis=0),
         helper.make_node("Expand", [start, "whole"], ["h"]),
     ]
-
-
-SIZES = {"one": np.array([1]), "size": np.array([H])}
-STARTED = ("X", "W", "R", "B", "", "h", "h")
-
-
-@pytest.mark.parametrize("learned", [True, False])
-def test_a_start_of_any_batch(learned):
-    """Expanded to the batch of the inputs: learned, or zeros, which are none."""
-    start = np.arange(H, dtype=np.float32).reshape(1, 1, H) * learned
-    file = file_of(
-        [*expand_of("start"), lstm(STARTED)], {**WEIGHTS, **SIZES, "start": start}
-    )
-    model, params = from_onnx(file)["n"]
-    assert model.learn_initial_state == learned
-    if learned:
-        assert_same(params[0].forward.initial_c, jax.numpy.arange(float(H)))
-
-
-def test_zeros_of_any_shape_are_no_start():
-    made = helper.make_node("ConstantOfShape", ["whole"], ["h"])
-    file = file_of(
-        [*expand_of("start")[:-1], made, lstm(STARTED)], {**WEIGHTS, **SIZES}
-    )
-    assert not from_onnx(file)["n"][0].learn_initial_state
-
-
-def test_a_start_of_layout_1_has_the_batch_first():
-    start = np.arange(2.0 * H, dtype=np.float32).reshape(1, 2, H).repeat(3, 0)
-    weights = {**weights_of(0, 2), "h": start}
-    given = dict(direction="bidirectional", layout=1)
-    params = from_onnx(file_of([lstm(STARTED, **given)], weights))["n"][1]
-    assert_same(params[0].backward.initial_h, jax.numpy.arange(float(H), 2 * H))
-
-
-def test_a_start_that_differs_by_row_is_refused():
-    start = np.arange(2.0 * H, dtype=np.float32).reshape(1, 2, H)
-    file = file_of([lstm(STARTED)], {**WEIGHTS, "h": start})
-    with pytest.raises(ValueError, match="'n'.*initial_h: .*2 rows that differ"):
-        from_onnx(file)
-
-
-def test_a_start_half_in_the_file_is_refused():
-    names = ("X", "W", "R", "B", "", "h", "c")
-    start = np.ones((1, 1, H), np.float32)
-    file = file_of([lstm(names)], {**WEIGHTS, "h": start}, inputs=("X", "c"))
-    with pytest.raises(ValueError, match="'n'.*got only initial_h as a constant"):
-        from_onnx(file)
-
-
-def test_a_start_that_the_graph_computes_is_said():
-    made = helper.make_node("Tanh", ["X"], ["h"], name="made")
-    file = file_of([made, lstm(STARTED[:6])], WEIGHTS)
-    with pytest.warns(UserWarning, match="'n'.*initial_h is computed.*Tanh 'made'"):
-        model, _ = from_onnx(file)["n"]
-    assert not model.learn_initial_state
-
-
-def test_constant_lengths_are_said():
-    names = ("X", "W", "R", "B", "lengths")
-    weights = {**WEIGHTS, "lengths": np.array([3, 1], np.int32)}
-    with pytest.warns(UserWarning, match=r"'n'.*sequence_lens is a constant, \[3, 1\]"):
-        from_onnx(file_of([lstm(names)], weights))
-
-
-def test_clip_is_said():
-    with pytest.warns(UserWarning, match="'n'.*clip=0.6 is taken as onnxruntime does"):
-        model, _ = from_onnx(file_of([lstm(clip=0.6)], WEIGHTS))["n"]
-    assert model.clip == 0.6
 
 
 def two_layers(first=None, second=None, between=(), fed="Y1", constants=None):
@@ -559,61 +263,6 @@ def test_nodes_that_alternate_are_one_stack():
     for reverse in (False, True):
         model, _ = from_onnx(file, reverse=reverse)["first"]
         assert model == lj.LSTM(I, H, 2, reverse=(False, True))
-
-
-ATTRIBUTES = [
-    ("direction", dict(direction="sideways")),
-    ("activations", dict(activations=["Sigmoid", "Tanh"])),
-    ("activations", dict(activations=["Sigmoid", "Tanh", "Swish"])),
-    ("activation_alpha", dict(activations=["Affine", "Tanh", "Tanh"])),
-    (
-        "activation_beta",
-        dict(activations=["ScaledTanh"] * 3, activation_alpha=[1.0] * 3),
-    ),
-    ("hidden_size", dict(hidden_size="5")),
-    ("clip", dict(clip=-1.0)),
-    ("layout", dict(layout=2)),
-    ("input_forget", dict(input_forget=3)),
-    ("extra", dict(extra=1)),
-    ("R", dict(hidden_size=H + 1)),
-]
-
-
-@pytest.mark.parametrize("name, given", ATTRIBUTES)
-def test_attributes_that_are_not_known_are_refused(name, given):
-    with pytest.raises(ValueError, match=rf"^node 'n' \(LSTM\): ({name}|W): "):
-        from_onnx(file_of([lstm(**given)], WEIGHTS))
-
-
-def test_directions_with_different_activations_are_refused():
-    given = dict(direction="bidirectional", activations=["Sigmoid", "Tanh", "Tanh"] * 2)
-    given["activations"][4] = "Relu"
-    with pytest.raises(ValueError, match="'n'.*the same in both directions"):
-        from_onnx(file_of([lstm(**given)], weights_of(0, 2)))
-
-
-def test_numbers_that_no_activation_takes_are_said():
-    given = dict(activations=["sigmoid", "TANH", "elu"], activation_alpha=[0.5, 7.0])
-    with pytest.warns(UserWarning, match="activation_alpha has 1 more numbers"):
-        model, _ = from_onnx(file_of([lstm(**given)], WEIGHTS))["n"]
-    expected = lj.LSTM(I, H, output_activation=functools.partial(jax.nn.elu, alpha=0.5))
-    assert model == expected
-
-
-def test_other_cells_are_named():
-    for kind in ("GRU", "RNN"):
-        node = helper.make_node(kind, ["X", "W", "R"], ["Y"], name="cell")
-        with pytest.raises(ValueError, match=rf"no.*'cell' \({kind}\)"):
-            from_onnx(file_of([node], WEIGHTS))
-    with pytest.raises(ValueError, match="got none. Its operators are: Relu"):
-        from_onnx(file_of([helper.make_node("Relu", ["X"], ["Y"])], {}))
-
-
-def test_nodes_in_branches_are_named():
-    body = file_of([lstm(name="hidden")], WEIGHTS, inputs=()).graph
-    node = helper.make_node("If", ["X"], ["Y"], then_branch=body, else_branch=body)
-    with pytest.raises(ValueError, match="branches or functions alone: 'hidden'"):
-        from_onnx(file_of([node], {}))
 
 
 def test_float64_without_64_bits_is_said():
