@@ -217,7 +217,7 @@ class Beginning:
         batch = first
         if batch is None and not self._feed.at_end:
             batch = border.take_leaves("batches", self._feed.ahead)
-        now = {
+        now: dict[str, Any] = {
             "first": self._digest(first if goes_on else batch),
             "last": self._feed.before,
             "valid": self._evaluator and self._digest(self._evaluator.first()),
