@@ -62,12 +62,12 @@ def check(config):
 
 
 def make_server(config):
-    check(config)
     if config.workers != 1:
         raise ValueError(
             f"workers: expected 1, got {config.workers}: each would have streams that "
             "the others don't know. More servers need ports of their own."
         )
+    check(config)
     if (config.model is None) != (config.weights is None):
         raise ValueError("model, weights: expected both, or none for random weights.")
     model, key = lj.LSTM(*config.sizes), jax.random.key(0)

@@ -118,7 +118,8 @@ def test_sigterm_ends_in_time_whatever_clients_do(tmp_path):
     "args, message",
     [
         (["--workers", "2"], "workers: expected 1, got 2"),
-        (["--slots", "0"], "slots: expected at least 1"),
+        (["--slots", "0"], "serve: --slots: expected 1 to 1000000, got 0"),
+        (["--workers", "0"], "workers: expected 1, got 0"),
         (["--model", "nothing.json"], "model, weights: expected both"),
         (["--model", "nothing.json", "--weights", "nothing"], "nothing.json"),
     ],
