@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 
+import aiohttp
 import numpy as np
+import pytest
 
 from lstm_jax.serving import Limits
 from tests.clients import (
@@ -95,6 +97,9 @@ def test_what_is_malformed_is_a_4xx_with_a_reason():
         b'{"xs": [[1, 2, 3], [1]]}': "expected an array",
         b'{"xs": [["1", "2", "3"]]}': "expected an array",
         b'{"xs": [[1, 2, NaN]]}': "finite numbers, got NaN",
+        b'{"xs": [[true, 2.0, 3.0]]}': "got true or false",
+        b'{"xs": [[9, 9, 9]], "xs": [[1, 2, 3]]}': "nothing else",
+        b'{"xs": {"0": [1, 2, 3]}}': "expected an array",
         b'{"xs": [[1, 2, 1e400]]}': "NaN or infinity at step 0",
         b'{"xs": []}': "expected shape",
         json.dumps({"xs": [[1, 2, 3]] * 5}).encode(): "1 to 4 steps",
@@ -128,11 +133,27 @@ def test_what_is_malformed_is_a_4xx_with_a_reason():
         assert "no state of a stream" in said["error"]
         await ask(client, "PUT", "/streams", 405)
         await ask(client, "GET", "/stream", 400)  # no WebSocket
-        await ask(client, "GET", "/stream?id=nothing", 404)
+        await ask(client, "GET", f"/stream?id={stream}", 400)
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="404"):
+            await client.ws_connect("/stream?id=nothing")
         await ask(client, "POST", chunk_path(stream, 0), json=ok)
         assert server.metrics.accepted == 1 and server.metrics.streams == 1
 
     run(main)
+
+
+def test_outputs_that_json_has_not_are_null():
+    huge = lambda scale, ys: ys * scale[None, None]
+
+    async def main(client, server):
+        path = chunk_path(await open_stream(client), 0)
+        async with client.post(path, json={"xs": [[1, 2, 3]]}) as answer:
+            return json.loads(await answer.text(), parse_constant=pytest.fail)
+
+    scale = np.float32([1, np.inf, np.nan, -np.inf, 1])
+    ((first, *others, last),) = run(main, readout=(huge, scale))["ys"]
+    assert others == [None] * 3
+    assert isinstance(first, float) and isinstance(last, float)
 
 
 def test_a_body_that_is_too_large_or_never_ends_is_refused():

@@ -116,6 +116,59 @@ def test_clients_that_vanish_free_their_slots():
     assert_close(run(main), offline(xs))
 
 
+def test_a_stream_is_on_one_connection_the_newest():
+    """The end of the one before, whenever it is noticed, does not end the stream."""
+    xs = inputs(7, 8)
+
+    async def main(client, server):
+        async with client.ws_connect("/stream") as old:
+            name, ys = (await hello(old))["stream"], []
+            await old.send_bytes(xs[:2].tobytes())
+            ys.append(await old.receive_bytes())
+            ending = asyncio.create_task(closed(old))
+            async with client.ws_connect(f"/stream?id={name}") as new:
+                assert await hello(new) == {"stream": name, "number": 1}
+                assert await ending == (
+                    1008,
+                    "Another connection goes on with the stream.",
+                )
+                await new.send_bytes(xs[2:4].tobytes())
+                ys.append(await new.receive_bytes())
+                async with client.ws_connect(f"/stream?id={name}") as newest:
+                    assert (await hello(newest))["number"] == 2
+                    for part in (xs[4:6], xs[6:]):
+                        await newest.send_bytes(part.tobytes())
+                        ys.append(await newest.receive_bytes())
+                    assert server.metrics.dropped == 0
+        await until(lambda: server.metrics.slots_free == 4)
+        return np.frombuffer(b"".join(ys), "<f4").reshape(-1, H)
+
+    assert_close(run(main), offline(xs))
+
+
+def test_what_an_older_connection_still_sends_is_not_taken():
+    xs = inputs(8, 4)
+
+    async def main(client, server):
+        async with client.ws_connect("/stream", autoclose=False) as old:
+            name = (await hello(old))["stream"]
+            socket = client.ws_connect(f"/stream?id={name}")
+            taking = asyncio.create_task(socket.__aenter__())
+            while not taking.done():  # It has not heard yet that it is closed.
+                with contextlib.suppress(ConnectionError):
+                    await old.send_bytes(np.full((4, I), 9, "<f4").tobytes())
+                await asyncio.sleep(0)
+            new = await taking
+            number = (await hello(new))["number"]
+            taken = server.metrics.accepted
+            await new.send_bytes(xs.tobytes())
+            await new.receive_bytes()
+            assert (number, server.metrics.accepted) == (taken, taken + 1)
+            await new.close()
+
+    run(main)
+
+
 def test_a_client_that_never_reads_is_let_go():
     """What the server holds of it is bounded by the sockets' buffers, and by time."""
     frame = masked(inputs(6, 2).tobytes(), aiohttp.WSMsgType.BINARY, True)

@@ -1,11 +1,19 @@
 """Which chunks run when, on a clock that is set by hand."""
 
 import concurrent.futures
+import pickle
 
 import numpy as np
 import pytest
 
-from lstm_jax.serving import Gone, Limits, Overloaded, ServingError, UnknownStream
+from lstm_jax.serving import (
+    Gone,
+    Limits,
+    OutOfOrder,
+    Overloaded,
+    ServingError,
+    UnknownStream,
+)
 from lstm_jax.serving.inputs import digest
 from lstm_jax.serving.scheduling import Scheduler
 from lstm_jax.serving.slots import Slots
@@ -192,3 +200,12 @@ def test_what_is_gone_is_remembered_for_a_while():
 def test_every_error_has_a_status():
     kinds = ServingError.__subclasses__()
     assert sorted(kind.status for kind in kinds) == [400, 404, 409, 410, 429, 500, 503]
+
+
+def test_errors_are_pickled_whole():
+    others = [one for one in ServingError.__subclasses__() if one is not OutOfOrder]
+    wholes = [kind("why", 2.0) for kind in others]
+    for error in (*wholes, OutOfOrder("why", 3)):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == "why"
+        assert vars(again) == vars(error)

@@ -73,6 +73,8 @@ def test_a_state_that_does_not_fit_is_refused():
             ),
             "float64": state._replace(arrays={**state.arrays, name: np.zeros(5)}),
             "got none": state._replace(arrays={}),
+            "integer from 0, got -1": state._replace(number=-1),
+            "integer from 0, got 1.5": state._replace(number=1.5),
         }
         for message, one in wrong.items():
             with pytest.raises(serving.BadRequest, match=message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ServingError(Exception):
@@ -47,6 +47,10 @@ class OutOfOrder(ServingError):
         """Takes what is said, and the number that would be right."""
         super().__init__(message)
         self.expected = expected
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is pickled, on its way from another process."""
+        return type(self), (str(self), self.expected), self.__dict__
 
 
 class Gone(ServingError):

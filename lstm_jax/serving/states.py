@@ -12,6 +12,7 @@ import numpy as np
 
 from lstm_jax.checks import border
 from lstm_jax.serving.errors import BadRequest
+from lstm_jax.serving.inputs import check_number
 from lstm_jax.serving.streams import Result, Stream
 from lstm_jax.types import PyTree
 
@@ -156,6 +157,7 @@ def conform(
             f"state: expected a StreamState, got {type(state).__name__}. "
             "StreamState.from_bytes reads one."
         )
+    check_number(state.number)
     if state.weights != weights:
         raise BadRequest(
             "state: expected one that these parameters made, whose fingerprint is "

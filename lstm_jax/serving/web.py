@@ -8,9 +8,12 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
+
 from lstm_jax.checks import options
 from lstm_jax.serving.errors import (
     BadRequest,
+    Gone,
     OutOfOrder,
     Overloaded,
     ServingError,
@@ -30,6 +33,7 @@ except ImportError as error:
 BYTES = "application/octet-stream"
 # With which code a WebSocket is closed, by the status that says the same; else 1008.
 _CODES = {400: 1007, 429: 1013, 500: 1011, 503: 1012}
+_TAKEN = "Another connection goes on with the stream."
 _JSON = 'expected JSON such as {"xs": [[0.5, 1.5]]}, the steps of a chunk'
 
 
@@ -53,12 +57,14 @@ def make_app(
     next chunk. A chunk of the type ``application/octet-stream`` is the steps' bytes,
     little-endian and in C order, and so is its answer. What is refused says why in
     ``{"error"}``, with the status of its :class:`ServingError`; one that is out of
-    order says what was ``"expected"``.
+    order says what was ``"expected"``. In JSON, an output that is not finite is
+    ``null``.
 
     A WebSocket begins with the text ``{"stream", "number"}``. Each binary frame is then
     a chunk, whole steps of bytes, and each is answered with one. The text ``close``
     ends it. A client that leaves, or does not read its answers, loses its stream;
-    ``/stream?id=ID`` goes on with one that is open. A frame that is no chunk closes it
+    ``/stream?id=ID`` goes on with one that is open, and a connection that has it till
+    then is closed with 1008. A frame that is no chunk closes it
     with 1007, a text with 1003, an eviction with 1008, the end of the server with 1012.
 
     Streams are in the memory of this process: of several, each would have its own.
@@ -122,6 +128,8 @@ class _Service:
     def __init__(self, server: Server, max_bytes: int, patience_s: float):
         self._server = server
         self._max_bytes, self._patience_s = max_bytes, patience_s
+        # The one connection that each stream is served on.
+        self._sockets: dict[str, web.WebSocketResponse] = {}
 
     async def open(self, request: web.Request) -> web.Response:
         body, client = await self._body(request), request.remote or "unknown"
@@ -175,20 +183,23 @@ class _Service:
 
     async def talk(self, request: web.Request) -> web.WebSocketResponse:
         """One stream for as long as one connection."""
-        id, number = await self._begin(request)
         socket = web.WebSocketResponse(
             max_msg_size=self._max_bytes, heartbeat=20.0, timeout=1.0, compress=False
         )
+        if not socket.can_prepare(request):  # It is to cost no stream.
+            raise web.HTTPBadRequest(text="Expected the handshake of a WebSocket.")
+        id, number = await self._begin(request, socket)
         watch = None
         try:
             await socket.prepare(request)
             watch = asyncio.create_task(self._watch(id, socket))
             await self._send(socket.send_json({"stream": id, "number": number}))
             async for frame in socket:
+                self._check_owner(id, socket)
                 if frame.type is not WSMsgType.BINARY:
                     await self._text(frame, id, socket, watch)
                     break
-                answer = await self._patient(id, number, frame.data)
+                answer = await self._patient(id, number, frame.data, socket)
                 await self._send(socket.send_bytes(answer.ys.tobytes()))
                 number += 1
         except Unavailable:
@@ -201,23 +212,46 @@ class _Service:
             if request.transport is not None:
                 request.transport.abort()
         finally:
-            self._server.drop(id)
+            if self._sockets.get(id) is socket:
+                del self._sockets[id]
+                self._server.drop(id)
+            elif watch is not None:
+                watch.cancel()
             # Where it closes the connection, the frame that says why is to be sent.
             if watch is not None:
                 await asyncio.gather(watch, return_exceptions=True)
         return socket
 
-    async def _begin(self, request: web.Request) -> tuple[str, int]:
+    async def _begin(
+        self, request: web.Request, socket: web.WebSocketResponse
+    ) -> tuple[str, int]:
         """The stream of a connection, and the number of its next chunk."""
         id = request.query.get("id")
         if id is None:
-            return await self._server.open(request.remote or "unknown"), 0
-        last = await self._server.flush(id)
+            id = await self._server.open(request.remote or "unknown")
+            self._sockets[id] = socket
+            return id, 0
+        older, self._sockets[id] = self._sockets.get(id), socket
+        try:
+            if older is not None and older.prepared:
+                await _shut(older, 1008, _TAKEN)
+            last = await self._server.flush(id)
+        except BaseException:
+            if self._sockets.get(id) is socket:
+                del self._sockets[id]
+            raise
         return id, 0 if last is None else last.number + 1
 
-    async def _patient(self, id: str, number: int, data: bytes) -> Result:
+    def _check_owner(self, id: str, socket: web.WebSocketResponse) -> None:
+        if self._sockets.get(id) is not socket:
+            raise Gone(_TAKEN)
+
+    async def _patient(
+        self, id: str, number: int, data: bytes, socket: web.WebSocketResponse
+    ) -> Result:
         """A chunk's answer; where the queue is full, nothing more is read meanwhile."""
         while True:
+            self._check_owner(id, socket)
             try:
                 return await self._server.push(id, number, data)
             except Overloaded as error:
@@ -254,8 +288,14 @@ def _id(request: web.Request) -> str:
 
 
 def _said(answer: Result | None) -> web.Response:
-    said = answer and {"number": answer.number, "ys": answer.ys.tolist()}
-    return web.json_response(said)
+    """An answer as JSON, which has no NaN and no infinity."""
+    if answer is None:
+        return web.json_response(None)
+    ys, finite = answer.ys, np.isfinite(answer.ys)
+    if not finite.all():
+        ys = ys.astype(np.float64).astype(object)
+        ys[~finite] = None
+    return web.json_response({"number": answer.number, "ys": ys.tolist()})
 
 
 def _steps(body: bytes) -> Any:
@@ -265,11 +305,14 @@ def _steps(body: bytes) -> Any:
         raise BadRequest(f"xs: expected finite numbers, got {word}.")
 
     try:
-        said = json.loads(body, parse_constant=refuse)
+        # Pairs, of which a name may be in two: a dict would keep the last.
+        said = json.loads(body, parse_constant=refuse, object_pairs_hook=tuple)
     except BadRequest:
         raise
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"body: {_JSON}; got none: {error}.") from None
-    if not isinstance(said, dict) or set(said) != {"xs"}:
+    if not isinstance(said, tuple) or [name for name, _ in said] != ["xs"]:
         raise BadRequest(f"body: {_JSON}, and nothing else.")
-    return said["xs"]
+    if b"true" in body or b"false" in body:  # NumPy would make numbers of them.
+        raise BadRequest(f"body: {_JSON}, got true or false.")
+    return said[0][1]
