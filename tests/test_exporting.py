@@ -273,6 +273,21 @@ WRONG = {
         TypeError,
         "dtype: expected a floating dtype",
     ),
+    "platforms in a string": (
+        lambda: untouched(platforms="cpu"),
+        ValueError,
+        "platforms: expected some of cpu, cuda, tpu, rocm in a tuple, got 'cpu'",
+    ),
+    "a platform that there is not": (
+        lambda: untouched(platforms=("cpu", "gpu")),
+        ValueError,
+        "platforms: expected one of 'cpu', 'cuda', 'tpu', 'rocm', got 'gpu'",
+    ),
+    "a negative order": (
+        lambda: untouched(vjp_order=-1),
+        ValueError,
+        "vjp_order: expected an integer from 0, got -1",
+    ),
     "no file": (
         lambda: lj.exporting.load("nowhere.zip"),
         FileNotFoundError,
@@ -302,13 +317,95 @@ def test_arguments_of_a_loaded_program_are_checked(tmp_path):
         call(jnp.ones((2, 7, 3), jnp.bfloat16))
     with pytest.raises(ValueError, match=r"lengths: expected shape \[b\] = \[2\]"):
         call(jnp.ones((2, 7, 3)), lengths=[1, 2, 3])
+    with pytest.raises(ValueError, match="lengths: expected values from 0 to T = 7"):
+        call(jnp.ones((2, 7, 3)), lengths=[-1, 8])
     with pytest.raises(TypeError, match="reset: expected a bool dtype"):
         call(jnp.ones((2, 7, 3)), reset=np.zeros((2, 7), np.int32))
+    check_states_of(model, call)
     step = lj.exporting.load(
         written(tmp_path, model, random_params(model, 0), step=True)
     )
     with pytest.raises(TypeError, match="lengths: expected None, since this is a file"):
         step(jnp.ones((2, 3)), lengths=[1, 1])
+
+
+def check_states_of(model, call):
+    """Also where there is nothing to compute, and the state comes back as it went."""
+    for batch, length in ((2, 7), (0, 7), (2, 0)):
+        xs, state = jnp.ones((batch, length, 3)), model.zero_state((batch,))
+        h, c = jax.tree.leaves(state)
+        with pytest.raises(TypeError, match=r"list of arrays.*jax.tree.leaves\(state"):
+            call(xs, state)
+        with pytest.raises(ValueError, match=rf"forward.c: .* = \[{batch}, 5\], got"):
+            call(xs, [h, jnp.ones((batch + 1, 5))])
+        with pytest.raises(TypeError, match="forward.h: expected dtype float32, got"):
+            call(xs, [h.astype("float16"), c])
+        assert_same(call(xs, (h, c)), call(xs, [np.asarray(h), c]))
+
+
+def test_lengths_of_64_bits_do_not_wrap_around(tmp_path):
+    model = lj.LSTM(3, 5)
+    call = lj.exporting.load(written(tmp_path, model, random_params(model, 0)))
+    with jax.enable_x64(True), pytest.raises(ValueError, match="from 0 to T = 7, .*"):
+        call(np.ones((2, 7, 3), np.float32), lengths=np.array([2**32 + 3, 7]))
+
+
+def test_a_program_of_float64_says_where_it_can_not_run(tmp_path):
+    model = lj.LSTM(3, 5, param_dtype="float64")
+    with jax.enable_x64(True):
+        path = written(tmp_path, model, model.init(jax.random.key(0)))
+        assert lj.exporting.load(path)(np.ones((1, 2, 3)))[1].dtype == "float64"
+    with pytest.raises(ValueError, match="of float64, and 64-bit types are off"):
+        lj.exporting.load(path)
+
+
+def test_parameters_on_several_devices_and_without_jit(tmp_path):
+    model, xs = lj.LSTM(3, 5), normal(1, (2, 4, 3))
+    params = random_params(model, 0)
+    everywhere = jax.sharding.NamedSharding(
+        jax.make_mesh((4,), ("data",)), jax.sharding.PartitionSpec()
+    )
+    placed = jax.device_put((params, jnp.eye(5)), everywhere)
+    with jax.disable_jit():
+        path = written(tmp_path, model, placed[0], readout=placed[1])
+    assert_close(lj.exporting.load(path)(xs)[1], model.apply(params, xs)[1])
+
+
+def test_whatever_is_wrong_with_a_file_is_a_value_error(tmp_path):
+    """Cut anywhere, with any byte of its frame changed, any part missing or junk."""
+    model, rng = lj.LSTM(1, 1), np.random.default_rng(0)
+    path = written(tmp_path, model, model.init(jax.random.key(0)), platforms=["cpu"])
+    whole = path.read_bytes()
+    frame = whole.index(b"PK\x01\x02")
+    broken = [whole[:cut] for cut in rng.integers(len(whole), size=30)]
+    for place in rng.integers(frame, len(whole), 60):
+        data = bytearray(whole)
+        data[place] = rng.integers(256)
+        broken.append(bytes(data))
+    for data in broken:
+        path.write_bytes(data)
+        for read in (lj.exporting.load, lj.exporting.read_model):
+            try:
+                read(path)
+            except ValueError:
+                pass
+    with zipfile.ZipFile(io.BytesIO(whole)) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    about = json.loads(members["about.json"])
+    changes = [{name: None} for name in members]
+    changes += [{"about.json": text} for text in (b"[]", b"{}", b"null", b'"a"', b"")]
+    for name in about.keys() - {"date", "platforms"}:  # which nothing reads
+        less = {key: value for key, value in about.items() if key != name}
+        changes.append({"about.json": json.dumps(less).encode()})
+    changes += [{"about.json": json.dumps(about | {"format": "1"}).encode()}]
+    changes += [{"weights.safetensors": data} for data in (b"", b"\x02" + b"\0" * 7)]
+    for change in changes:
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in (members | change).items():
+                if content is not None:
+                    file.writestr(name, content)
+        with pytest.raises(ValueError, match="model.zip: "):
+            lj.exporting.read_model(path)
 
 
 def test_a_damaged_file_is_noticed(tmp_path):

@@ -156,7 +156,7 @@ def take_controls(batch_shape: tuple[int, ...], length: int, given: Options) -> 
         swapped = batch_shape != (length,) == tuple(lengths.shape)
         hint = BATCH_AND_TIME if swapped else ""
         check_shape("lengths", f"[{batch}]", batch_shape, lengths, hint)
-        _check_lengths_values(lengths, length)
+        check_length_values(lengths, length)
     mask, reset = (
         _take_steps(name, value, batch_shape, length, given.time_major)
         for name, value in (("mask", mask), ("reset", reset))
@@ -190,7 +190,8 @@ def check_steps(
     check_shape(name, letters, expected, value, BATCH_AND_TIME if swapped else "")
 
 
-def _check_lengths_values(lengths: Any, length: int) -> None:
+def check_length_values(lengths: Any, length: int) -> None:
+    """Checks that lengths are from 0 to T, where their values are known."""
     if isinstance(lengths, jax.core.Tracer) or not lengths.is_fully_addressable:
         return
     values = np.asarray(lengths)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +28,16 @@ _DTYPES = {
     "F32": np.float32,
     "F64": np.float64,
 }
+_MEMBERS = {"about.json", "load.py", "program", "weights.safetensors"}
+_ABOUT = {
+    *("age", "controls", "dtype", "format", "inputs", "jax", "lstm_jax", "model"),
+    *("output", "sizes", "state"),
+}
+# What zipfile and json raise at files that are not whole.
+_BROKEN = (
+    *(zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, ValueError),
+    *(struct.error, zlib.error),
+)
 INSTALL = 'pip install "lstm_jax[export]"'
 
 
@@ -69,8 +81,8 @@ def load(path: str | os.PathLike[str]) -> Callable[..., tuple[list[Array], Array
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no such file, or its program is too old or too new for this
-            version of JAX.
+        ValueError: if it is no such file, its program is too old or too new for this
+            version of JAX, or it computes in float64 and 64-bit types are off.
 
     Example:
         >>> import pathlib, tempfile, jax, jax.numpy as jnp, lstm_jax as lj
@@ -85,6 +97,12 @@ def load(path: str | os.PathLike[str]) -> Callable[..., tuple[list[Array], Array
         (2, 5)
     """
     about = _read_about(path)
+    for dtype in (about["dtype"], about["inputs"]["dtype"]):
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError(
+                f"{os.fspath(path)}: a program of {dtype}, and 64-bit types are off: "
+                "jax.enable_x64 turns them on."
+            )
     run: Any = loader.load(path)
 
     def call(xs, state=None, *, lengths=None, reset=None):
@@ -92,6 +110,7 @@ def load(path: str | os.PathLike[str]) -> Callable[..., tuple[list[Array], Array
         sizes = dict(zip(about["inputs"]["shape"], xs.shape, strict=True))
         if state is None:
             state = [_start(one, sizes["b"]) for one in about["state"]]
+        state = _take_state(about["state"], state, sizes)
         given = {"lengths": lengths, "reset": reset}
         controls = [
             _take_control(one, sizes, given.pop(one["name"]))
@@ -130,8 +149,11 @@ def read_model(
     about = _read_about(path)
     model = from_config(about["model"], functions=functions)
     with zipfile.ZipFile(path) as file:
-        taken = _arrays(file.read("weights.safetensors"))
+        taken = _arrays(path, file.read("weights.safetensors"))
     expected = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
+    missing = [name for name, _ in named(expected) if name not in taken]
+    if missing:
+        raise ValueError(f"{os.fspath(path)}: its weights lack {', '.join(missing)}.")
     leaves = [border.take(name, taken[name]) for name, _ in named(expected)]
     params = model.check_params(jax.tree.structure(expected).unflatten(leaves))
     embedding, kernel, bias = (
@@ -144,15 +166,28 @@ def read_model(
 def _read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{os.fspath(path)}: no such file.")
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged, about = file.testzip(), json.loads(file.read("about.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{os.fspath(path)}: no file of lstm_jax.export, or a damaged one: {error}"
-        ) from error
+    with open(path, "rb") as source:
+        try:
+            with zipfile.ZipFile(source) as file:
+                damaged, members = file.testzip(), set(file.namelist())
+                about = json.loads(file.read("about.json"))
+        except _BROKEN as error:
+            raise ValueError(
+                f"{os.fspath(path)}: no file of lstm_jax.export, or a damaged one: "
+                f"{error or type(error).__name__}"
+            ) from error
     if damaged:
         raise ValueError(f"{os.fspath(path)}: {damaged} in it is damaged.")
+    said = set(about) if isinstance(about, dict) else set()
+    if missing := sorted((_MEMBERS - members) | (_ABOUT - said)):
+        raise ValueError(
+            f"{os.fspath(path)}: no file of lstm_jax.export, or a damaged one: there "
+            f"is no {', no '.join(missing)} in it."
+        )
+    if not isinstance(about["format"], int):
+        raise ValueError(
+            f"{os.fspath(path)}: format: expected a number, got {about['format']!r}."
+        )
     if about["format"] > FORMAT:
         raise ValueError(
             f"{os.fspath(path)}: of format {about['format']}, newer than this version "
@@ -162,12 +197,20 @@ def _read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     return about
 
 
-def _arrays(data: bytes) -> dict[str, np.ndarray]:
+def _arrays(path: str | os.PathLike[str], data: bytes) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file; NumPy's reader has no bfloat16."""
-    return {
-        name: np.frombuffer(one["data"], _DTYPES[one["dtype"]]).reshape(one["shape"])
-        for name, one in safetensors().deserialize(data)
-    }
+    library, arrays = safetensors(), {}
+    from safetensors import SafetensorError
+
+    try:
+        for name, one in library.deserialize(data):
+            flat = np.frombuffer(one["data"], _DTYPES[one["dtype"]])
+            arrays[name] = flat.reshape(one["shape"])
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{os.fspath(path)}: its weights can't be read: {error}."
+        ) from error
+    return arrays
 
 
 def _take_inputs(described: dict[str, Any], value: Any) -> Array:
@@ -184,6 +227,32 @@ def _take_inputs(described: dict[str, Any], value: Any) -> Array:
     if xs.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {xs.dtype}.")
     return xs
+
+
+def _take_state(
+    described: list[dict[str, Any]], state: Any, sizes: dict[str, int]
+) -> list[Array]:
+    """The leaves of a state, checked."""
+    names = [one["name"] for one in described]
+    if not isinstance(state, (list, tuple)) or len(state) != len(names):
+        got = type(state).__name__
+        if isinstance(state, (list, tuple)):
+            got = f"a {got} of {len(state)}"
+        raise TypeError(
+            f"state: expected the list of arrays that a call returns, {names}, got "
+            f"{got}. jax.tree.leaves(state) makes one of a model's state."
+        )
+    taken = []
+    for one, leaf in zip(described, state, strict=True):
+        name, dtype = f"state: {one['name']}", np.dtype(one["dtype"])
+        array = border.take(name, leaf)
+        letters = f"[{', '.join(map(str, one['shape']))}]"
+        batch, *rest = one["shape"]
+        arrays.check_shape(name, letters, (sizes[batch], *rest), array)
+        if array.dtype != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype}, got {array.dtype}.")
+        taken.append(array)
+    return taken
 
 
 def _start(described: dict[str, Any], batch: int) -> Array:
@@ -204,6 +273,8 @@ def _take_control(
     kind = jnp.bool_ if name == "reset" else jnp.integer
     arrays.check_array(name, taken, kind)
     arrays.check_shape(name, f"[{', '.join(described['shape'])}]", tuple(shape), taken)
+    if name == "lengths":
+        arrays.check_length_values(taken, sizes["t"])
     return taken.astype(described["dtype"])
 
 

@@ -31,6 +31,7 @@ from lstm_jax.stack import Params
 from lstm_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_KNOWN = (*PLATFORMS, "rocm")
 _AGE = (
     "The program was written by jax {jax} on {date}, and can't be read here: JAX reads "
     "programs of the last six months, and those of versions up to three weeks newer "
@@ -87,8 +88,8 @@ def export(
             this package's, as for ``model.to_config``.
 
     Raises:
-        ValueError: if a shape does not fit, a layer needs the whole sequence and
-            ``step`` is on, or a function in the description has no name.
+        ValueError: if a shape or an option does not fit, a layer needs the whole
+            sequence and ``step`` is on, or a function in the description has no name.
         TypeError: if ``model`` is no stack, or an array's dtype is wrong.
         ImportError: if flatbuffers or safetensors is missing.
 
@@ -105,11 +106,16 @@ def export(
         ((2, 7, 5), 4)
     """
     _check_model(model, step)
-    params = model.check_params(params)
-    whole = _Whole(model, params, *_take_ends(model, embedding, readout))
+    _check_options(platforms, vjp_order)
+    held = model.check_params(params), *_take_ends(model, embedding, readout)
+    # On no device in particular: constants of a program for any.
+    held = border.take_leaves("params", jax.tree.map(border.give, held))
+    whole = _Whole(model, *held)
     arguments = _arguments(whole, step, time_major, _input_dtype(whole, dtype))
     run = functools.partial(whole.take_step if step else whole.run, time_major)
-    exported = jax.export.export(jax.jit(run), platforms=tuple(platforms))(*arguments)
+    with jax.disable_jit(False):
+        exporting = jax.export.export(jax.jit(run), platforms=tuple(platforms))
+        exported = exporting(*arguments)
     about = _about(whole, exported, arguments, functions)
     return _zipped(_serialized(exported, vjp_order), about, _stored(whole))
 
@@ -166,6 +172,18 @@ def _check_model(model: Any, step: bool) -> None:
         )
     if step:
         options.check_forward("step", model)
+
+
+def _check_options(platforms: Any, vjp_order: Any) -> None:
+    if isinstance(platforms, str) or not platforms:
+        raise ValueError(
+            f"platforms: expected some of {', '.join(_KNOWN)} in a tuple, got "
+            f"{platforms!r}."
+        )
+    for platform in platforms:
+        options.check_choice("platforms", platform, _KNOWN)
+    if isinstance(vjp_order, bool) or not isinstance(vjp_order, int) or vjp_order < 0:
+        raise ValueError(f"vjp_order: expected an integer from 0, got {vjp_order!r}.")
 
 
 def _take_ends(model: Any, embedding: Any, readout: Any) -> tuple:
