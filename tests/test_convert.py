@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import lstm_jax as lj
-from tests.common import random_like
+from tests.common import assert_close, random_like
 
 OPTIONS = {
     "plain": {},
@@ -82,8 +82,25 @@ def test_torch_biases_are_summed_and_gates_kept_in_order():
     np.testing.assert_array_equal(
         layer.forward.bias, params[0].forward.bias + np.arange(20, dtype=np.float32)
     )
+    weights["bias_ih_l0"] = np.float16(weights["bias_ih_l0"])  # the wider counts
+    wide = np.float32(weights["bias_ih_l0"]) + weights["bias_hh_l0"]
+    (layer,) = lj.convert.from_torch(weights)[1]
+    np.testing.assert_array_equal(layer.forward.bias, wide, strict=True)
     forget = weights["weight_ih_l0"][5:10]
     np.testing.assert_array_equal(layer.forward.kernel[:, 5:10], forget.T)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_normalised_weights_in_half_precision_need_no_promotion(dtype):
+    """JAX promotes nothing by itself in these tests, as for users who ask for that."""
+    weights = lj.convert.to_torch(*build({}))
+    weights = {name: value.astype(dtype) for name, value in weights.items()}
+    v = weights.pop("weight_hh_l0")
+    g = np.linalg.norm(np.float32(v), axis=1, keepdims=True).astype(dtype)
+    forms = {"weight_hh_l0_v": v, "weight_hh_l0_g": g}
+    (layer,) = lj.convert.from_torch(weights | forms)[1]
+    assert layer.forward.recurrent_kernel.dtype == dtype
+    assert_close(layer.forward.recurrent_kernel, jnp.asarray(v).T, np.dtype(dtype).name)
 
 
 @pytest.mark.parametrize(

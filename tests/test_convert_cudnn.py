@@ -237,6 +237,13 @@ def test_another_length_is_refused_with_the_sizes_it_has(length, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["num_layers", "hidden_size", "input_size"])
+def test_sizes_of_any_order_are_refused_at_once(name):
+    options = sizes() | {name: 10**12}
+    with pytest.raises(ValueError, match=r"vector: expected \d{13,} values, as many"):
+        cudnn.from_cudnn(np.ones(FULL, np.float32), **options)
+
+
 def model_and_params(**options):
     model = lj.LSTM(I, H, **options)
     return model, model.init(jax.random.key(0))

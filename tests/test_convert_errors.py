@@ -52,6 +52,18 @@ class Layer:
 
 from_torch, from_keras = lj.convert.from_torch, lj.convert.from_keras
 CASES = {
+    "names that are no texts": (
+        lambda: from_torch(torch_weights() | {7: ones(3)}),
+        "state_dict: unknown names 7.",
+    ),
+    "what an average of weights counts": (
+        lambda: from_torch(
+            {"n_averaged": ones(())}
+            | {f"module.{name}": value for name, value in torch_weights().items()}
+        ),
+        "state_dict: unknown names n_averaged. The LSTM's names begin with "
+        "prefix='module.'.",
+    ),
     "nothing": (
         lambda: from_torch({}),
         "state_dict: weight_ih_l0 is missing. There is no name at all, as where a "
@@ -332,6 +344,14 @@ WRONG_TYPES = {
         lambda: lj.convert.state_to_keras(lj.LSTMCell(3, 5).zero_state((4,))),
         "state: expected a tuple of Directions of LSTMState, as a model returns, got "
         "LSTMState. One layer's is (lstm_jax.Directions(state),).",
+    ),
+    "a second bias of integers": (
+        lambda: from_torch(torch_weights(bias_hh_l0=ones(20, int))),
+        "bias_hh_l0: expected a floating dtype, got int32.",
+    ),
+    "a second bias of complex numbers": (
+        lambda: from_torch(torch_weights(bias_hh_l0=ones(20, complex))),
+        "bias_hh_l0: expected a floating dtype, got complex64.",
     ),
     "a layer": (
         lambda: from_keras(Layer()),

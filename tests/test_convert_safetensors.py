@@ -1,5 +1,6 @@
 """Safetensors files of PyTorch's LSTMs, read and written."""
 
+import concurrent.futures
 import sys
 
 import jax
@@ -70,8 +71,20 @@ def test_a_file_that_can_not_be_written_leaves_the_error_of_the_system(tmp_path)
     params = model.init(jax.random.key(0))
     with pytest.raises(FileNotFoundError):
         save_torch(tmp_path / "none" / "m.safetensors", model, params)
+    folder = tmp_path / "folder"
+    folder.mkdir()
     with pytest.raises(OSError):
-        save_torch(tmp_path, model, params)
+        save_torch(folder, model, params)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_file_that_several_write_at_once_is_whole(tmp_path):
+    path, arrays = tmp_path / "m.safetensors", state_dict()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: write(path, arrays), range(200)):
+            pass
+    assert list(tmp_path.iterdir()) == [path]
+    assert all(np.array_equal(StateDict(path)[n], arrays[n]) for n in arrays)
 
 
 def test_what_torch_save_writes_is_said(tmp_path):

@@ -64,8 +64,12 @@ class _Sizes(NamedTuple):
                 yield layer, direction, name, (rows,)
 
     def count(self) -> int:
-        """The length of the vector."""
-        return sum(math.prod(shape) for *_, shape in self.parts())
+        """The length of the vector; all layers but the first are alike."""
+        first, two = (
+            sum(math.prod(shape) for *_, shape in self._replace(num_layers=n).parts())
+            for n in (1, 2)
+        )
+        return first + (self.num_layers - 1) * (two - first)
 
     def words(self, names: tuple[str, ...] = ()) -> str:
         """The sizes, or some of them, as arguments."""
@@ -290,7 +294,7 @@ def _others(length: int, sizes: _Sizes) -> Iterator[_Sizes]:
     projection, of the layers, of the inputs.
     """
     choices = {
-        "num_layers": range(1, sizes.num_layers + 9),
+        "num_layers": range(1, min(sizes.num_layers, 100) + 9),
         "bidirectional": (False, True),
         "biases": (0, 1, 2),
         "proj_size": (sizes.proj_size, None),
@@ -301,12 +305,18 @@ def _others(length: int, sizes: _Sizes) -> Iterator[_Sizes]:
     ]
     for changes in (1, 2):
         yield from (one for one in every if _changes(one, sizes) == changes)
-    for proj_size in range(1, sizes.hidden_size):
+    proj_size = _fitting(length, sizes, "proj_size")
+    if 0 < proj_size < sizes.hidden_size:
         yield sizes._replace(proj_size=proj_size)
     for hidden_size in range(1, math.isqrt(length) + 1):
         yield sizes._replace(hidden_size=hidden_size)
-    none, one = (sizes._replace(input_size=size).count() for size in (0, 1))
-    yield sizes._replace(input_size=max((length - none) // (one - none), 1))
+    yield sizes._replace(input_size=max(_fitting(length, sizes, "input_size"), 1))
+
+
+def _fitting(length: int, sizes: _Sizes, name: str) -> int:
+    """The size of a name that makes a vector so long, which grows evenly with it."""
+    none, one = (sizes._replace(**{name: size}).count() for size in (0, 1))
+    return (length - none) // (one - none)
 
 
 def _changes(one: _Sizes, other: _Sizes) -> int:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from lstm_jax.checks import arrays as shapes
@@ -47,7 +48,7 @@ def from_torch(
             with ``torch.load(path, weights_only=True)`` first.
         prefix: what the names begin with, such as ``"lstm."`` where the LSTM is the
             attribute ``lstm`` of a larger module. Other names are left alone. What
-            wraps modules (``module.``, ``_orig_mod.``) need not be said.
+            wraps modules (``module.``, ``_orig_mod.`` and the like) need not be said.
 
     Returns:
         ``(model, params)``: run them with ``model.apply(params, xs)``; ``xs`` is batch
@@ -177,7 +178,10 @@ def _record(
             for kind, one in (("bias_ih", bias), ("bias_hh", other)):
                 key, expected = sources[kind + end].key, recurrent.shape[:1]
                 shapes.check_shape(key, "[4H]", expected, one)
-        bias += other.astype(bias.dtype)
+        for kind, one in (("bias_ih", bias), ("bias_hh", other)):
+            shapes.check_array(sources[kind + end].key, one)
+        with jax.numpy_dtype_promotion("standard"):  # The wider dtype holds both.
+            bias = bias + other
     projection = arrays.get(f"weight_hr{end}")
     return LSTMParams(
         kernel=arrays[f"weight_ih{end}"].T,

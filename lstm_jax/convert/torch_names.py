@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.convert import layers as records
+from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.types import Array
 
 SUFFIXES = ("", "_reverse")
@@ -24,8 +25,12 @@ KINDS = {
     "bias": "bias_ih",
     "projection_kernel": "weight_hr",
 }
-# What wraps a module without changing it: DataParallel, weight drop, torch.compile.
-_WRAPPERS = ("module", "_orig_mod")
+# What wraps a module without changing it: DataParallel, weight drop, torch.compile,
+# fully sharded training, activation checkpointing.
+_WRAPPERS = (
+    *("module", "_orig_mod", "_fsdp_wrapped_module"),
+    "_checkpoint_wrapped_module",
+)
 # The forms that are made plain: the ends of an array's name, that of the weight itself
 # first. A new form of weight norm is registered as a parametrization.
 _FORMS = {
@@ -84,8 +89,15 @@ class Source(NamedTuple):
 
 def read(name: str, value: Any) -> Array:
     """A tensor of any device, NumPy or JAX array as a JAX array."""
-    on_the_cpu = value.detach().cpu() if hasattr(value, "detach") else value
-    return records.take_weight(name, on_the_cpu)
+    if hasattr(value, "detach"):
+        try:
+            value = value.detach().cpu()
+        except (NotImplementedError, RuntimeError) as error:
+            raise TypeError(
+                f"{name}: expected a tensor with values, got one that can't be "
+                f"copied to the CPU: {error}"
+            ) from error
+    return records.take_weight(name, value)
 
 
 def _normalised(keys: tuple[str, ...], v: Array, g: Array) -> Array:
@@ -106,7 +118,7 @@ def _normalised(keys: tuple[str, ...], v: Array, g: Array) -> Array:
             "remove_parametrizations(lstm, name), and then state_dict()."
         )
     axes = tuple(n for n in range(v.ndim) if not g.ndim or g.shape[n] == 1)
-    wide = jnp.promote_types(v.dtype, jnp.float32)
+    wide = accumulation_dtype(v.dtype)
     direction, length = v.astype(wide), g.astype(wide)
     norm = jnp.sqrt(jnp.sum(jnp.square(direction), axes, keepdims=bool(g.ndim)))
     return (direction * (length / norm)).astype(v.dtype)
@@ -289,8 +301,11 @@ def check(sources: Mapping[str, Source], ends: list[list[str]], prefix: str) -> 
         raise ValueError(
             f"state_dict: {', '.join(missing)} {verb} missing. {hint}".rstrip()
         )
-    if unknown := sorted(sources[name].key for name in set(sources) - set(known)):
+    if unknown := sorted(str(sources[name].key) for name in set(sources) - set(known)):
         hint = other_form
+        inside = str(sources["weight_ih_l0"].key).rpartition("weight_ih")[0]
+        if not hint and inside != prefix and not unknown[0].startswith(inside):
+            hint = f"The LSTM's names begin with prefix={inside!r}."
         if not hint and any("." in name.removeprefix(prefix) for name in unknown):
             hint = (
                 "For an LSTM inside a larger module pass prefix, such as "

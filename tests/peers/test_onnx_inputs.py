@@ -115,6 +115,47 @@ def test_a_node_without_y_or_name():
     assert list(from_onnx(file)) == ["last"]
 
 
+@pytest.mark.parametrize("names", [("", "n", "b"), ("n", "", "n"), ("a", "n", "")])
+def test_each_node_has_a_name_of_its_own(names):
+    """None is lost where one's name is that of another, or of another's output."""
+    outputs = ("n", "Y2", "b")
+    nodes = [
+        lstm(outputs=(output,), name=name)
+        for output, name in zip(outputs, names, strict=True)
+    ]
+    taken = from_onnx(file_of(nodes, WEIGHTS, outputs=outputs))
+    assert len(taken) == 3
+    assert all(key in (*names, *outputs) for key in taken)
+
+
+TWICE = {
+    "two tensors": ([], [numpy_helper.from_array(WEIGHTS["W"] + 1, "W")]),
+    "a tensor and a node": ([behind("Identity", "V", "W")], []),
+    "two nodes": ([behind("Identity", "V", "Z"), behind("Identity", "W", "Z")], []),
+}
+
+
+@pytest.mark.parametrize(("nodes", "tensors"), TWICE.values(), ids=TWICE)
+def test_a_value_that_is_made_twice_is_refused(nodes, tensors):
+    file = file_of([*nodes, lstm()], {**WEIGHTS, "V": WEIGHTS["W"]})
+    file.graph.initializer.extend(tensors)
+    with pytest.raises(ValueError, match="makes a value, got several for '[WZ]'"):
+        from_onnx(file)
+
+
+@pytest.mark.parametrize("inputs", [("", *"WRB"), ("X", *"WRB", *[""] * 4, "W")])
+def test_inputs_that_no_lstm_has_are_refused(inputs):
+    with pytest.raises(ValueError, match="node 'n' .*expected the inputs X, W, R, B"):
+        from_onnx(file_of([lstm(inputs)], WEIGHTS))
+
+
+def test_an_operator_of_others_is_named_with_its_domain():
+    node = lstm()
+    node.domain = "com.microsoft"
+    with pytest.raises(ValueError, match="Its operators are: com.microsoft.LSTM"):
+        from_onnx(file_of([node], WEIGHTS))
+
+
 SIZES = {"one": np.array([1]), "size": np.array([H])}
 STARTED = ("X", "W", "R", "B", "", "h", "h")
 
@@ -153,6 +194,12 @@ def test_a_start_that_differs_by_row_is_refused():
     file = file_of([lstm(STARTED)], {**WEIGHTS, "h": start})
     with pytest.raises(ValueError, match="'n'.*initial_h: .*2 rows that differ"):
         from_onnx(file)
+
+
+def test_a_start_that_is_no_number_is_the_same_for_each_row():
+    start = np.full((1, 2, H), np.nan, np.float32)
+    file = file_of([lstm(STARTED)], {**WEIGHTS, "h": start})
+    assert np.isnan(from_onnx(file)["n"][1][0].forward.initial_h).all()
 
 
 def test_a_start_half_in_the_file_is_refused():

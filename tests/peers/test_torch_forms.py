@@ -117,6 +117,7 @@ def test_pruned_weights_are_the_masked_ones():
         ("net.module.rnn._orig_mod.{}", "net.rnn."),
         ("_orig_mod.net.rnn.{}", "net.rnn."),
         ("module.net._orig_mod.rnn.{}", "net.rnn."),
+        ("_fsdp_wrapped_module.rnn._checkpoint_wrapped_module.{}", "rnn."),
         ("module.net._orig_mod.rnn.{}", "module.net.rnn."),
         ("module.rnn.{}", "module.rnn."),
     ],
@@ -126,6 +127,12 @@ def test_wrappers_are_seen_through_anywhere(pattern, prefix):
     weights = {pattern.format(k): v for k, v in module.state_dict().items()}
     others = {"head.weight": torch.ones(2)} if prefix else {}
     check(module, weights | others, prefix=prefix)
+
+
+def test_a_module_without_values_is_refused():
+    weights = torch.nn.LSTM(3, 5, device="meta").state_dict()
+    with pytest.raises(TypeError, match="weight_ih_l0: expected a tensor with values"):
+        lj.convert.from_torch(weights)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

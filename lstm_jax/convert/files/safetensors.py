@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -114,10 +116,16 @@ def write(
     except ImportError as error:
         raise ImportError(f"Writing {os.fspath(path)} {_INSTALL}") from error
     data = save(dict(arrays), metadata or None)
-    partial = f"{os.fspath(path)}.partial"
-    with open(partial, "wb") as file:
-        file.write(data)
-    os.replace(partial, path)
+    # A file of its own for whoever writes at the same time.
+    partial = f"{os.fspath(path)}.{secrets.token_hex(4)}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 def _check_names(path: str) -> None:

@@ -6,6 +6,7 @@ in another order. They are computed here, by NumPy; no operator of the file is r
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,7 +71,19 @@ class Constants:
     """
 
     def __init__(self, graph: Any, folder: str | None, through_expand: bool = False):
-        """Finds out what makes which value."""
+        """Finds out what makes which value, which has to be one thing.
+
+        Raises:
+            ValueError: if several do.
+        """
+        made = [tensor.name for tensor in graph.initializer]
+        made += [name for node in graph.node for name in node.output if name]
+        if len(set(made)) < len(made):
+            twice = [name for name, n in collections.Counter(made).items() if n > 1]
+            raise ValueError(
+                f"model: expected one node or tensor that makes a value, got several "
+                f"for {', '.join(map(repr, twice[:5]))}. The file may be damaged."
+            )
         self.producers = {
             name: node for node in graph.node for name in node.output if name
         }

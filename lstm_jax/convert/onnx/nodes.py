@@ -79,6 +79,11 @@ def read(
     given = _attributes(where, node)
     inputs = dict(zip(_INPUTS, node.input, strict=False))
     inputs = {key: value for key, value in inputs.items() if value}
+    if "X" not in inputs or len(node.input) > len(_INPUTS):
+        raise ValueError(
+            f"{where}: expected the inputs {', '.join(_INPUTS)}, X, W and R at least, "
+            f"got {list(node.input)}."
+        )
     arrays = _weights(where, inputs, constants)
     sizes = _sizes(where, given, arrays)
     coupled = bool(given.get("input_forget", 0))
@@ -320,7 +325,8 @@ def _one_row(
             f"{where}: expected floats of shape [D, B, H] with D = {expected[0]} and "
             f"H = {expected[1]}, got {value.dtype} {list(shape)}."
         )
-    if not (value == value[:, :1]).all():
+    first = value[:, :1]
+    if not ((value == first) | (value != value) & (first != first)).all():
         raise ValueError(
             f"{where}: expected a constant that is the same for each row of a batch, "
             f"as a learned initial state is, got {shape[1]} rows that differ. Make it "

@@ -159,8 +159,11 @@ def _named(proto: Any) -> list[tuple[str, str, Any]]:
                 f"node {node.name!r} (LSTM): expected outputs that no other node has, "
                 f"got {list(node.output)}."
             )
+    # A name counts that no other node has, be it as the name of its output.
+    taken = names + used
+    own = lambda name, output: name and taken[name] - (name == output) == 1
     return [
-        (output, node.name if node.name and names[node.name] == 1 else output, node)
+        (output, node.name if own(node.name, output) else output, node)
         for output, node in zip(outputs, found, strict=True)
     ]
 
@@ -182,7 +185,7 @@ def _no_lstm(proto: Any, inside: list[Any]) -> str:
             f"model: expected LSTM nodes, got none but {', '.join(others[:5])}, which "
             "are other cells."
         )
-    kinds = sorted({node.op_type for node in proto.graph.node})
+    kinds = sorted({folding.operator(node) for node in proto.graph.node})
     return (
         "model: expected LSTM nodes, got none. Its operators are: "
         f"{', '.join(kinds[:20]) or 'none'}. A loop over steps that an exporter has "
