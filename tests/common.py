@@ -251,7 +251,6 @@ def cell_cases():
         "clip": lj.LSTMCell(3, 4, clip=0.7, peephole=True),
         "cell_clip": lj.LSTMCell(3, 4, cell_clip=0.4),
         "heads": lj.LSTMCell(3, 6, num_heads=3),
-        "diagonal": lj.LSTMCell(3, 5, num_heads=5, variant="CIFG", peephole=True),
         "heads_projection": lj.LSTMCell(3, 6, num_heads=2, proj_size=4, variant="CIFG"),
         "diagonal": lj.LSTMCell(2, 4, num_heads=4, variant="CIFG", peephole=True),
         "learned_start": lj.LSTMCell(2, 3, learn_initial_state=True),

@@ -329,3 +329,25 @@ def test_cudnn_lstm_is_known_by_its_configuration_and_by_its_shapes(tmp_path):
     path = write_objects(tmp_path / "m.weights.h5", arrays)
     params = load_keras(path, "cu_dnnlstm", **PLAIN)[1]
     np.testing.assert_array_equal(params[0].forward.kernel, kernel)
+
+
+def test_classes_whose_groups_have_one_name_are_counted_together(tmp_path):
+    """As Keras does: it stores an Lstm of someone's own as lstm, and the LSTM after."""
+    own = {"class_name": "Lstm", "config": {"name": "a"}, "module": "mine"}
+    dense = {"layers/lstm/vars/0": weights()[0]}
+    arrays = dense | numbered("layers/lstm_1/cell/vars", weights(2))
+    config = sequential(own, lstm_config("b"))
+    path = write_objects(tmp_path / "m.keras", arrays, config=config)
+    assert has(load_keras(path)["b"], weights(2))
+
+
+def test_outputs_that_are_kept_apart_are_said(tmp_path):
+    layer = {"class_name": "Bidirectional", "config": {"name": "bi"}}
+    layer["config"] |= {"merge_mode": None, "layer": lstm_config("half")}
+    variables = scoped("bi/forward_half", weights(1))
+    variables |= scoped("bi/backward_half", weights(2))
+    config = sequential(layer)
+    path = write_listed(tmp_path / "m.h5", {"bi": variables}, config=config)
+    with pytest.raises(ValueError, match="told, since .*m.h5 says None of 'bi'"):
+        load_keras(path)
+    assert load_keras(path, "bi", merge_mode="concat")[0].merge == "concat"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import pathlib
 import re
 import signal
@@ -15,28 +16,33 @@ import aiohttp
 import numpy as np
 import pytest
 
-from lstm_jax import training
+from lstm_jax import serving, training
 from tests.clients import UPGRADE, hello
 from tests.common import assert_close
-from tests.serving import MODEL, PARAMS, H, inputs, offline
+from tests.serving import MODEL, PARAMS, H, inputs, offline, run
 
 SERVE = pathlib.Path(__file__).parents[1] / "examples/serve.py"
 
 
-@contextlib.contextmanager
-def served(folder, *args):
-    """The example as a program, and its address."""
+def begun(folder, *args):
+    """The example as a program."""
     model, weights = folder / "model.json", folder / "weights.safetensors"
     model.write_text(json.dumps(MODEL.to_config()), "utf-8")
     training.save_weights(weights, PARAMS)
     sizes = ["--slots", "100", "--batch-sizes", "32", "--chunk-sizes", "4"]
     given = [*("--model", model), *("--weights", weights), *("--port", "0"), *sizes]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, SERVE, *map(str, given), *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@contextlib.contextmanager
+def served(folder, *args):
+    """The same when it serves, and its address."""
+    process = begun(folder, *args)
     try:
         line = process.stdout.readline()
         found = re.fullmatch(r"Serving on (http://127\.0\.0\.1:\d+)\n", line)
@@ -93,6 +99,44 @@ def test_sigterm_answers_what_is_queued_and_hands_streams_to_the_next(tmp_path):
     for some, whole in zip(answers, xs, strict=True):
         ys = np.frombuffer(b"".join(some), "<f4").reshape(-1, H)
         assert_close(ys, offline(whole))
+
+
+@pytest.mark.parametrize("left", [60, 59, 30, 1])
+def test_sigterm_while_streams_are_taken_over_loses_none(left, tmp_path):
+    """So many of the sixty wait for the server yet when it is told to end."""
+
+    async def make(server):
+        states = []
+        for n in range(2):
+            stream = await server.open()
+            await server.push(stream, 0, inputs([9, n], 3))
+            states.append((await server.state(stream)).to_bytes())
+        return states
+
+    folder = tmp_path / "streams"
+    folder.mkdir()
+    states = run(make)
+    for n in range(60):
+        (folder / f"{n}.safetensors").write_bytes(states[n % 2])
+    process = begun(tmp_path, "--handover", str(folder), "--grace", "20")
+    try:
+        time.sleep(2.0 * (left == 60))  # It is importing, or compiling.
+        while len(os.listdir(folder)) > left and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode in (0, -signal.SIGTERM), said
+    assert "Traceback" not in said
+    read = serving.StreamState.from_bytes
+    for n in range(60):
+        one = read((folder / f"{n}.safetensors").read_bytes())
+        expected = read(states[n % 2])
+        assert one.number == 1
+        for name, array in expected.arrays.items():
+            np.testing.assert_array_equal(one.arrays[name], array)
 
 
 def test_sigterm_ends_in_time_whatever_clients_do(tmp_path):

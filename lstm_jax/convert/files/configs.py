@@ -32,8 +32,9 @@ class Spec(NamedTuple):
 
     Attributes:
         places: for the models it is in and for itself the name, the class and how many
-            of the same class come before it in its model. Weights are stored under the
-            last two in ``.keras``, under the outermost name in ``.h5``.
+            that are stored as the same class come before it in its model. Weights are
+            stored under the last two in ``.keras``, under the outermost name in
+            ``.h5``.
         wrapped: groups that wrappers add.
         halves: of an LSTM one, of a ``Bidirectional`` two; none of all other layers.
         merge_mode: of two halves.
@@ -104,7 +105,9 @@ def _of_model(model: Any, places: tuple[tuple[str, str, int], ...]) -> list[Spec
         name = name or layer.get("name") or kind.lower()
         if not isinstance(name, str) or not isinstance(kind, str):
             raise ValueError("a layer's name or class is no text")
-        count = counts[kind] = counts.get(kind, -1) + 1
+        # Groups are counted by their names, which classes of other names may share.
+        group = stem(kind)
+        count = counts[group] = counts.get(group, -1) + 1
         here = (*places, (name, kind, count))
         if _layers(layer) and _is_known(layer, kind):
             specs += _of_model(layer, here)

@@ -122,7 +122,7 @@ def load_keras(
         if layers:
             return _joined(file, [_named(file, found, name) for name in layers], told)
         there = [_located(file, one) for one in found.values() if not one.refusal]
-        _check_all_used(file, there)
+        _check_all_used(file, there, found)
         return {one.name: _joined(file, [one], told) for one in there}
 
 
@@ -185,7 +185,7 @@ def _located(file: HDF5, found: Found) -> Found:
     return found._replace(halves=halves)
 
 
-def _check_all_used(file: HDF5, there: list[Found]) -> None:
+def _check_all_used(file: HDF5, there: list[Found], found: dict[str, Found]) -> None:
     """Checks that no LSTM is in what a whole file's result leaves out."""
     used = {
         name
@@ -196,10 +196,14 @@ def _check_all_used(file: HDF5, there: list[Found]) -> None:
     }
     for name in _way(file).recurrent_kernels(file):
         if name not in used and is_lstm(file.datasets[name].shape or ()):
+            reasons = [
+                f"{one.name!r} {one.refusal}" for one in found.values() if one.refusal
+            ]
+            read = ", ".join(repr(one.name) for one in there) or "none"
             raise ValueError(
                 f"{file.path}: {name} looks like an LSTM's, and is in none of the "
-                f"layers that can be read, {', '.join(one.name for one in there)}. "
-                "Name those to load."
+                f"layers that can be read, which are {read}: name those to load. Of "
+                f"the others {'; '.join(reasons[:9]) or 'nothing is known'}."
             )
 
 
@@ -280,8 +284,10 @@ def _agreed(file: HDF5, one: Found, name: str, said: Any, told: Any) -> Any:
     """What the file says or the caller tells, which must not differ."""
     if said is None and told is None:
         default = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+        # Outputs that are kept apart are those of "concat", cut in two.
+        words = "does not say it" if one.spec is None else "says None"
         raise ValueError(
-            f"{name}: expected to be told, since {file.path} does not say it of "
+            f"{name}: expected to be told, since {file.path} {words} of "
             f"{one.name!r}. Keras's default is {name}={default.get(name, 'concat')!r}."
         )
     if said is not None and told is not None and told != said:
