@@ -17,6 +17,7 @@ from lstm_jax.cells.regularized import Regularized as Regularized
 from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 from lstm_jax.cells.variants import GateState as GateState
+from lstm_jax.checks import names as _names
 from lstm_jax.descriptions.config import from_config as from_config
 from lstm_jax.exporting import export as export
 from lstm_jax.layers import LSTM as LSTM
@@ -76,7 +77,7 @@ _LAZY = ("data", "decoding", "linen", "nnx", "serving", "training")
 def __getattr__(name: str) -> _typing.Any:
     if name in _LAZY:
         return _importlib.import_module(f"lstm_jax.{name}")
-    raise AttributeError(f"module 'lstm_jax' has no attribute {name!r}")
+    raise _names.missing(__name__, name)
 
 
 def __dir__() -> list[str]:

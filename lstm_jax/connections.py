@@ -39,6 +39,8 @@ def check_options(model: Any) -> None:
             "dropout)."
         )
     cells, widening = [as_cell(cell) for cell in model.cells], model._widening
+    if len(cells) > 1:
+        _check_sizes(model, cells)
     for index in range(1, len(cells)):
         below = cells[index - 1].output_size * widening
         expected = below
@@ -76,6 +78,22 @@ def _check_reverse(model: Any) -> None:
         )
     if len(set(each)) == 1:
         object.__setattr__(model, "reverse", each[0])
+
+
+def _check_sizes(model: Any, cells: list[Any]) -> None:
+    """Checks that cells say what the layers above and below them fit by."""
+    for index, cell in enumerate(cells):
+        needed = {
+            "input_shape": index > 0 or model.skip,
+            "output_size": index < len(cells) - 1 or model.residual,
+        }
+        for name, asked in needed.items():
+            if asked and getattr(cell, name) is None:
+                raise TypeError(
+                    f"cells[{index}].{name}: expected the size that layers fit by, got "
+                    f"None from {cell!r}. Give the cell both, as properties or fields: "
+                    "input_shape, such as (3,), and output_size, such as 5."
+                )
 
 
 def through_layers(
@@ -119,13 +137,23 @@ def last_output(model: Any, state: tuple[Directions, ...]) -> Array:
         )
     outputs, below = [], None
     for layer in state:
-        hidden = [one.h for one in layer if one is not None]
+        hidden = [_hidden(one) for one in layer if one is not None]
         out = hidden[0] if len(hidden) == 1 else MERGES[model.merge](*hidden)
         if below is not None and model.residual:
             out = out + below
         outputs.append(out)
         below = out
     return jnp.concatenate(outputs, -1) if model.skip else outputs[-1]
+
+
+def _hidden(state: Any) -> Array:
+    """The output of the step that a state came from."""
+    if not hasattr(state, "h"):
+        raise TypeError(
+            f"state: expected one with an h, what a step puts out, got "
+            f"{type(state).__name__}. Of such a cell take it from ys, at lengths - 1."
+        )
+    return state.h
 
 
 def bridge(state: tuple[Directions, ...], merge: str) -> tuple[Directions, ...]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lstm_jax import connections, sequence
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype
-from lstm_jax.checks import arrays, options, slips, trees
+from lstm_jax.checks import arrays, names, options, slips, trees
 from lstm_jax.descriptions.base import Description
 from lstm_jax.recurrence import choice
 from lstm_jax.types import Array, Directions, Options
@@ -19,7 +19,7 @@ Params = tuple[Directions, ...]
 State = tuple[Directions, ...]
 
 
-class Layers(Description):
+class Layers(names.Guessed, Description):
     """What every stack does, whatever it is described by.
 
     A subclass is a frozen dataclass with the attributes ``cells``, ``bidirectional``,
@@ -156,6 +156,7 @@ class Layers(Description):
             program, params, xs, state, given.arrays, static=static
         )
 
+    @slips.explained
     def step(
         self,
         params: Params,

@@ -71,7 +71,7 @@ def test_pad_sequences_keeps_everything(length):
         (lambda: data.pad_sequences([]), "sequences: expected at least one, got none."),
         (
             lambda: data.pad_sequences([np.ones((2, 3)), np.ones((2, 4))]),
-            "sequences[1]: expected shape ['T', 3] and dtype float64, as sequences[0] "
+            "sequences[1]: expected shape [T, 3] and dtype float64, as sequences[0] "
             "has, got [2, 4] and float64.",
         ),
         (

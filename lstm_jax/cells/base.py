@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax import meshes
-from lstm_jax.checks import arrays, trees
+from lstm_jax.checks import arrays, slips, trees
 from lstm_jax.descriptions.base import Description
 from lstm_jax.numerics import as_last_axes
 from lstm_jax.types import Array, PyTree
@@ -134,6 +134,7 @@ class Cell(Description):
         """Returns, for each leaf of the parameters, whether it has the batch axes."""
         return jax.tree.map(lambda leaf: False, params)
 
+    @slips.explained
     def __call__(
         self, params: PyTree, state: PyTree, x: Array
     ) -> tuple[PyTree, PyTree]:
@@ -156,6 +157,7 @@ class Cell(Description):
                 wrong.
             ValueError: if a shape is wrong.
         """
+        as_cell(self)
         params = trees.check_params(self, params)
         x, batch_shape = arrays.check_step_input(self, x)
         batch = 0, len(batch_shape)
@@ -225,6 +227,10 @@ class ProtocolCell(Cell):
         return as_cell(getattr(self.cell, "without_noise", self.cell))
 
 
+# What a step is made of; init makes what it is given.
+_METHODS = ("zero_state", "project", "recur", "update")
+
+
 def as_cell(cell: Any, name: str = "cell") -> Cell:
     """Returns any cell as a :class:`Cell`.
 
@@ -239,21 +245,38 @@ def as_cell(cell: Any, name: str = "cell") -> Cell:
             "it a frozen dataclass."
         )
     if isinstance(cell, Cell):
+        if wrong := _wrong(type(cell)):
+            raise TypeError(f"{name}: {wrong}")
         return cell
     missing = [
-        method
-        for method in ("zero_state", "project", "recur", "update")
-        if not callable(getattr(cell, method, None))
+        method for method in _METHODS if not callable(getattr(cell, method, None))
     ]
     if missing:
         hint = "A stack is run by its own apply." if hasattr(cell, "cells") else ""
-        raise TypeError(
-            f"{name}: expected a cell with the methods init, zero_state, project, "
-            f"recur and update, got {type(cell).__name__}, which lacks "
-            f"{', '.join(missing)}. "
-            f"{hint}".rstrip()
-        )
+        raise TypeError(f"{name}: {_lacks(type(cell), missing)} {hint}".rstrip())
     return ProtocolCell(cell)
+
+
+@functools.cache
+def _wrong(cls: type) -> str:
+    """What a subclass of :class:`Cell` lacks, in words; nothing where it is one."""
+    if issubclass(cls, ProtocolCell):
+        return ""
+    made = getattr(cls, "__dataclass_params__", None)
+    if made is None or not made.frozen:
+        return (
+            f"expected a frozen dataclass, got {cls.__name__}. Write "
+            "@dataclasses.dataclass(frozen=True) above the class."
+        )
+    missing = [one for one in _METHODS if getattr(cls, one) is getattr(Cell, one)]
+    return _lacks(cls, missing) if missing else ""
+
+
+def _lacks(cls: type, missing: list[str]) -> str:
+    return (
+        "expected a cell with the methods init, zero_state, project, recur and update, "
+        f"got {cls.__name__}, which lacks {', '.join(missing)}."
+    )
 
 
 def compute_dtype(cell: Cell, inputs: Any) -> jnp.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lstm_jax.types import Directions
@@ -94,6 +94,41 @@ _WORDS = {
         "implementation, given to the call, says how steps are run."
     ),
     ("device",): "Arrays are where JAX puts them: see jax.default_device.",
+    ("early_stopping",): "patience says after how many evaluations without a gain.",
+    ("callbacks", "callback"): "hooks is its name: functions hook(state, row).",
+    ("validation_data", "valid_data", "val_data", "val", "eval_data"): (
+        "valid, the held-out batches, is its name."
+    ),
+    ("optimizer", "opt", "learning_rate", "lr"): (
+        "tx is an Optax transformation, such as optax.adam(1e-3), and says how fast."
+    ),
+    ("batch_size",): (
+        "Any batch is taken as it comes: lstm_jax.data.shuffled_batches cuts examples."
+    ),
+    ("verbose", "progress_bar", "progress"): (
+        "show says whether rows are written to the terminal."
+    ),
+    ("max_norm", "grad_clip", "clip_grad", "gradient_clip_val", "gradient_clip"): (
+        "clip_norm is its name."
+    ),
+    ("checkpoint_dir", "ckpt_dir", "save_dir", "output_dir", "logdir", "workdir"): (
+        "out, the folder of the run, is its name."
+    ),
+    ("precision", "mixed_precision", "amp"): (
+        "compute_dtype=jnp.bfloat16 computes in half precision."
+    ),
+    (
+        "grad_accum",
+        "gradient_accumulation",
+        "gradient_accumulation_steps",
+        "accumulate_grad_batches",
+    ): "accumulate is its name: into how many parts a batch is cut.",
+    ("ema",): "ema_decay keeps a moving average.",
+    ("shuffle",): "Batches shuffle by themselves: lstm_jax.data.shuffled_batches.",
+    ("maxlen", "max_len", "max_length"): "length is its name, and cuts nothing off.",
+    ("padding", "truncating", "padding_value", "value"): (
+        "Zeros stand on the right, and lengths say where they begin."
+    ),
 }
 _WORD = {name: words for names, words in _WORDS.items() for name in names}
 
@@ -106,9 +141,16 @@ _NEEDED = {
     ),
     "rngs": "rngs goes by name and makes the parameters: rngs=nnx.Rngs(0).",
     "c": "PyTorch's pair goes in as two: state_from_torch(model, *state).",
+    "x": "The state comes before it, and None is where a sequence starts.",
+    "horizon": "It is how many steps are to be forecast, such as 1.",
 }
 # What may be meant by more arguments than a function takes.
-_ALONE = {"init": "Sizes are options, so that it needs no inputs: init(key)."}
+_ALONE = {
+    "init": "Sizes are options, so that it needs no inputs: init(key).",
+    "export": (
+        "It returns the bytes of a file: pathlib.Path('model.zip').write_bytes(...)."
+    ),
+}
 
 
 def explained(function: F) -> F:
@@ -168,7 +210,7 @@ def _words(called: str, names: list[str], needed: set[str], given: set[str]) -> 
     unknown = sorted(given.difference(names, ("self",)))
     if unknown:
         return " ".join(
-            f"{name}: {called} takes no such argument. {_hint(name, names)}"
+            f"{name}: {called} takes no such argument. {hint(name, names)}"
             for name in unknown
         )
     missing = [name for name in names if name in needed - given]
@@ -176,7 +218,7 @@ def _words(called: str, names: list[str], needed: set[str], given: set[str]) -> 
     return f"{', '.join(missing)}: expected by {called}. {hints}".rstrip()
 
 
-def _hint(name: str, names: list[str]) -> str:
+def hint(name: str, names: Sequence[str]) -> str:
     """What may be meant by an unknown name."""
     if name in _WORD:
         return _WORD[name]

@@ -33,6 +33,10 @@ _PAIR = (
     "A bare pair could be (h, c), as in PyTorch and Keras, or (c, h), as in Flax: "
     "write lstm_jax.LSTMState(h=..., c=...)."
 )
+_NO_CARRY = (
+    "Is it the carry of a run that was given none? carry=model.zero_state(batch_shape) "
+    "is where it starts."
+)
 _TORCH_STATE = (
     "This looks like PyTorch's [L*D, B, H] state: "
     "lstm_jax.convert.state_from_torch(model, h, c) converts it."
@@ -252,6 +256,17 @@ def _not_a_state(value: Any) -> str:
     return ""
 
 
+def _nesting_hint(name: str, kind: type, value: Any) -> str:
+    """The likely mistake behind what is not nested as a stack's are."""
+    if not isinstance(value, (tuple, list)):
+        return _not_a_state(value) if name == "state" else ""
+    if len(value) != 2:
+        return ""
+    if name == "state" and isinstance(value[0], tuple) and hasattr(value[1], "shape"):
+        return "A call returns both: state, ys = model.apply(params, xs)."
+    return _PAIR if kind is LSTMState and hasattr(value[0], "shape") else ""
+
+
 def _article(name: str) -> str:
     return f"{'an' if name[0] in 'AEIOULS' else 'a'} {name}"
 
@@ -297,16 +312,15 @@ def check_layers(name: str, cells: Any, value: Any, bidirectional: bool) -> None
         isinstance(layer, Directions) for layer in value
     )
     if not nested:
-        is_pair = kind is LSTMState and isinstance(value, (tuple, list))
-        pair = is_pair and len(value) == 2 and hasattr(value[0], "shape")
-        hint = _PAIR if pair else ""
-        if name == "state" and not isinstance(value, (tuple, list)):
-            hint = _not_a_state(value)
+        hint = _nesting_hint(name, kind, value)
         raise TypeError(
             f"{name}: expected {expected}, got {type(value).__name__}. {hint}".rstrip()
         )
     if len(value) != layers:
-        raise ValueError(f"{name}: expected {expected}, got {len(value)} layers.")
+        hint = _NO_CARRY if name == "state" and not value else ""
+        raise ValueError(
+            f"{name}: expected {expected}, got {len(value)} layers. {hint}".rstrip()
+        )
     for index, layer in enumerate(value):
         if (layer.backward is not None) != bidirectional:
             expected, got = "one, the model is bidirectional", "None"

@@ -1,5 +1,6 @@
 """Weights and states from and to other libraries, which need not be installed."""
 
+from lstm_jax.checks import names as _names
 from lstm_jax.convert import targets as _targets
 from lstm_jax.convert.cudnn import CUDNN as _CUDNN
 from lstm_jax.convert.cudnn import from_cudnn as from_cudnn
@@ -100,3 +101,5 @@ __all__ = (
     "to_torch",
     "to_xlstm",
 )
+
+_names.explain(__name__)

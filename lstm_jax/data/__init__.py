@@ -1,5 +1,6 @@
 """Sequences as batches, in NumPy."""
 
+from lstm_jax.checks import names as _names
 from lstm_jax.data.batches import Batches as Batches
 from lstm_jax.data.batches import bucket_batches as bucket_batches
 from lstm_jax.data.batches import shuffled_batches as shuffled_batches
@@ -27,3 +28,5 @@ __all__ = (
     "sliding_windows",
     "stream_batches",
 )
+
+_names.explain(__name__)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lstm_jax.checks import slips
 from lstm_jax.data import taking
 
 
+@slips.explained
 def pad_sequences(
     sequences: Sequence[np.ndarray], *, length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -55,8 +55,9 @@ def sequences(name: str, values: Iterable[Any]) -> list[np.ndarray]:
         if not says[n]:
             arrays[n] = np.zeros((0, *features), dtype)
         elif one.ndim == 0 or one.shape[1:] != features or one.dtype != dtype:
+            expected = ", ".join(["T", *map(str, features)])
             raise ValueError(
-                f"{name}[{n}]: expected shape {['T', *features]} and dtype {dtype}, as "
+                f"{name}[{n}]: expected shape [{expected}] and dtype {dtype}, as "
                 f"{name}[{first}] has, got {list(one.shape)} and {one.dtype}."
             )
     return arrays

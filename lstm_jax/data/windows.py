@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstm_jax.checks import options
+from lstm_jax.checks import options, slips
 from lstm_jax.data import taking
 
 # Numbers that are so many roundings apart are the same, computed in other ways.
@@ -91,6 +91,7 @@ class Scaler(NamedTuple):
         return values
 
 
+@slips.explained
 def sliding_windows(
     series: Any, length: int, horizon: int, *, stride: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +152,8 @@ def _several(series: Any) -> list[np.ndarray]:
     if not shapes or any(len(shape) != 2 for shape in shapes):
         raise ValueError(
             "series: expected shape [T, F], or several of them, got "
-            f"{[list(shape) for shape in shapes]}. One feature is series[:, None]."
+            f"{', '.join(str(list(shape)) for shape in shapes) or 'none'}. One feature "
+            "is series[:, None]."
         )
     if len({shape[1] for shape in shapes}) > 1:
         raise ValueError(

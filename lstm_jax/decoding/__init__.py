@@ -1,5 +1,6 @@
 """Sequences written by a model, a token at a time, in one program."""
 
+from lstm_jax.checks import names as _names
 from lstm_jax.decoding.beams import Hypotheses as Hypotheses
 from lstm_jax.decoding.beams import beam_search as beam_search
 from lstm_jax.decoding.ctc import Transcripts as Transcripts
@@ -19,3 +20,5 @@ __all__ = (
     "generate",
     "sample",
 )
+
+_names.explain(__name__)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.base import as_cell
-from lstm_jax.checks import arrays, border, options
+from lstm_jax.checks import arrays, border, options, slips
 from lstm_jax.descriptions.config import to_config
 from lstm_jax.exporting import loader
 from lstm_jax.exporting.reading import ENDS, FORMAT, INSTALL, named, safetensors
@@ -40,6 +40,7 @@ _AGE = (
 )
 
 
+@slips.explained
 def export(
     model: Any,
     params: Params,

@@ -1,5 +1,6 @@
 """Training: truncated backpropagation through time, losses, penalties, weights."""
 
+from lstm_jax.checks import names as _names
 from lstm_jax.training.disk.checkpoints import Checkpoints as Checkpoints
 from lstm_jax.training.disk.weights import load_weights as load_weights
 from lstm_jax.training.disk.weights import save_weights as save_weights
@@ -73,3 +74,5 @@ __all__ = (
     "temporal_activation_penalty",
     "truncated_value_and_grad",
 )
+
+_names.explain(__name__)

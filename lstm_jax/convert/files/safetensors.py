@@ -63,8 +63,9 @@ class StateDict(Mapping[str, np.ndarray]):
             names = set(self._file.keys())
             told = self._file.metadata() or {}
         except (SafetensorError, ValueError) as error:
+            said = str(error).removesuffix(".")
             raise ValueError(
-                f"{self.path}: no safetensors file: {error}{_hint(self.path)}"
+                f"{self.path}: no safetensors file: {said}.{_hint(self.path)}"
             ) from error
         aliases = {name: to for name, to in told.items() if to in names}
         self._names = aliases | {name: name for name in sorted(names)}
@@ -148,7 +149,7 @@ def _hint(path: str) -> str:
     with open(path, "rb") as file:
         if file.read(4).startswith(_PICKLES):
             return (
-                " It looks like one of torch.save: torch.load(path, weights_only=True) "
-                "reads it."
+                " It looks like one of torch.save: from_torch takes what "
+                "torch.load(path, weights_only=True) makes of it."
             )
     return ""

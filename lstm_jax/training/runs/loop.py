@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import jax
 import optax
 
-from lstm_jax.checks import options
+from lstm_jax.checks import options, slips
 from lstm_jax.training.runs import modules
 from lstm_jax.training.runs.beginning import Schedule
 from lstm_jax.training.runs.monitor import Monitor, Plateau
@@ -271,7 +272,14 @@ def _plan(loss_fn: Any, tx: Any, given: Any, max_skipped: int) -> steps.Plan:
     rest = {name: value for name, value in given.items() if name not in of_step}
     unknown = set(rest) - set(Objective._fields)
     if unknown:
-        raise TypeError(f"fit got an unknown argument: {', '.join(sorted(unknown))}.")
+        taken = [name for name in inspect.signature(fit).parameters]
+        names = [*taken[:-1], *StepOptions.__annotations__]
+        raise TypeError(
+            " ".join(
+                f"{name}: fit takes no such argument. {slips.hint(name, names)}"
+                for name in sorted(unknown)
+            )
+        )
     plan = steps.plan(Objective(loss_fn, **rest), tx, **of_step)
     return plan._replace(max_skipped=max_skipped)
 

@@ -38,6 +38,19 @@ def check_loss_fn(loss_fn: Any) -> None:
         ) from None
 
 
+def check_tx(tx: Any) -> None:
+    """Checks that an optimizer is one of Optax."""
+    if hasattr(tx, "init") and hasattr(tx, "update"):
+        return
+    hint, name = "", getattr(tx, "__name__", "")
+    if callable(tx) and name:
+        hint = f"{name} is a function that makes one: {name}(1e-3)."
+    raise TypeError(
+        "tx: expected an Optax transformation such as optax.adam(1e-3), got "
+        f"{type(tx).__name__}. {hint}".rstrip()
+    )
+
+
 def call(
     loss_fn: LossFn,
     params: PyTree,

@@ -12,6 +12,7 @@ import optax
 
 from lstm_jax.checks import arrays, border, options
 from lstm_jax.numerics import accumulation_dtype
+from lstm_jax.training.steps import contract
 from lstm_jax.types import Array, PyTree
 
 Start = Callable[[PyTree, int], PyTree]
@@ -99,7 +100,8 @@ def create(
             ``ema_decay`` of :func:`make_train_step`.
 
     Raises:
-        TypeError: if a leaf is neither an array nor a number, or ``key`` is no key.
+        TypeError: if a leaf is neither an array nor a number, ``key`` is no key, or
+            ``tx`` is none.
 
     Example:
         >>> import jax, optax, lstm_jax as lj
@@ -109,6 +111,7 @@ def create(
         ()
     """
     options.check_flag("ema", ema)
+    contract.check_tx(tx)
     # A key is wanted again after the step that this one's buffer is donated to.
     key = None if key is None else jnp.copy(arrays.check_key(key))
     zero = lambda: jnp.zeros((), jnp.int32)

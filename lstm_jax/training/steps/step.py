@@ -141,11 +141,7 @@ def make_train_step(
 def plan(objective: Objective, tx: optax.GradientTransformation, **given: Any) -> Plan:
     """Checks what a step is to do."""
     contract.check_loss_fn(objective.loss_fn)
-    if not hasattr(tx, "init") or not hasattr(tx, "update"):
-        raise TypeError(
-            f"tx: expected an Optax transformation such as optax.adam(1e-3), got "
-            f"{type(tx).__name__}."
-        )
+    contract.check_tx(tx)
     options.check_positive("accumulate", objective.accumulate)
     options.check_probability("reset_rate", objective.reset_rate)
     options.check_floating("compute_dtype", objective.compute_dtype)
