@@ -30,6 +30,7 @@ class Batches:
         dropped: how many examples are in no batch.
         lengths: the T that batches have, one program each; empty where nothing is
             padded.
+        in_order: whether examples come in the order that they were given in.
 
     Example:
         >>> import numpy as np
@@ -47,10 +48,12 @@ class Batches:
         padding: float = 0.0,
         dropped: int = 0,
         lengths: tuple[int, ...] = (),
+        in_order: bool = True,
     ):
         """Keeps a plan, epoch to places of examples, and what makes a batch of them."""
         self._plan, self._take = plan, take
         self.padding, self.dropped, self.lengths = padding, dropped, lengths
+        self.in_order = in_order
 
     def __call__(self, epoch: int) -> Iterator[Any]:
         """Goes through an epoch."""
@@ -115,7 +118,8 @@ def shuffled_batches(
         cuts = [order[n : n + batch_size] for n in range(0, rows, batch_size)]
         return [taking.share(cut, mine) for cut in cuts]
 
-    return Batches(plan, lambda places: nests.each(examples, lambda a: a[places]))
+    take = lambda places: nests.each(examples, lambda a: a[places])
+    return Batches(plan, take, in_order=seed is None)
 
 
 def bucket_batches(
@@ -212,6 +216,7 @@ def bucket_batches(
         padding=1 - int(sizes[kept].sum()) / steps if steps else 0.0,
         dropped=len(sizes) - len(kept),
         lengths=tuple(int(bound) for bound in bounds),
+        in_order=False,
     )
 
 

@@ -17,11 +17,17 @@ class Loaded:
     Attributes:
         continues: whether the rows of a batch go on where those of the one before
             ended.
+        in_order: whether examples come in the order that they were given in.
     """
 
-    def __init__(self, epoch: Callable[[int], Iterator[Any]], continues: bool = False):
+    def __init__(
+        self,
+        epoch: Callable[[int], Iterator[Any]],
+        continues: bool = False,
+        in_order: bool = True,
+    ):
         """Keeps what goes through an epoch."""
-        self._epoch, self.continues = epoch, continues
+        self._epoch, self.continues, self.in_order = epoch, continues, in_order
 
     def __call__(self, epoch: int) -> Iterator[Any]:
         """Goes through an epoch."""
@@ -72,7 +78,9 @@ def prefetch(batches: Any, ahead: int = 2) -> Loaded:
         source = batches(number) if callable(batches) else batches
         return _Ahead(source, ahead)
 
-    return Loaded(epoch, getattr(batches, "continues", False))
+    return Loaded(
+        epoch, getattr(batches, "continues", False), getattr(batches, "in_order", True)
+    )
 
 
 def from_grain(dataset: Any) -> Loaded:

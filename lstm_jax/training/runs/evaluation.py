@@ -189,7 +189,8 @@ def predict(
         function: ``function(params, batch) -> outputs``, a pytree of ``[B, ...]``; it
             is compiled once for each shape of a batch.
         params: what ``function`` takes: a pytree, linen variables or an ``nnx.Module``.
-        batches: the batches.
+        batches: the batches. Where they have another order than the input, as those of
+            :func:`lstm_jax.data.bucket_batches`, ``index`` is needed.
         lengths: ``lengths(batch)``, ``[B]``: each output ``[B, T, ...]`` is cut to its
             own length. By default nothing is cut.
         index: ``index(batch)``, ``[B]``: the places of the examples in the input, where
@@ -200,7 +201,7 @@ def predict(
 
     Raises:
         ValueError: if outputs have not as many rows as each other, a length or an index
-            is missing, or an index occurs twice.
+            is missing, an index occurs twice, or batches are shuffled and have none.
 
     Example:
         >>> import jax.numpy as jnp
@@ -212,6 +213,7 @@ def predict(
         >>> [row.tolist() for row in rows]
         [[2, 4], [6], [10, 12]]
     """
+    _check_order(batches, index)
     model = modules.functional(params)
     run = jax.jit(model.lift(function))
     placed: dict[int, PyTree] = {}
@@ -232,6 +234,16 @@ def predict(
                 lambda leaf: _example(leaf, row, size), outputs
             )
     return _in_order(placed)
+
+
+def _check_order(batches: Any, index: Any) -> None:
+    if index is None and not getattr(batches, "in_order", True):
+        raise ValueError(
+            "index: expected a function from a batch to its examples' places, since "
+            "these batches have another order than the input, got None. "
+            "bucket_batches(..., index=True) puts them last: index=lambda batch: "
+            "batch[-1]. shuffled_batches(..., seed=None) keeps the order."
+        )
 
 
 def _example(leaf: np.ndarray, row: int, size: int | None) -> np.ndarray:

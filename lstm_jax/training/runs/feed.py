@@ -49,6 +49,12 @@ class Feed:
                 f"{name}: expected batches, or a function from the number of an epoch "
                 f"to batches, got {type(source).__name__}."
             )
+        if hasattr(source, "__array__"):
+            raise TypeError(
+                f"{name}: expected batches, such as a list of them, got one array. "
+                "lstm_jax.data.shuffled_batches(examples, batch_size) cuts it into "
+                "batches; [xs] is one batch."
+            )
         self._open()
         self.index = index
         # Before the next one is fetched: a loader may use the memory of one for it.

@@ -149,7 +149,7 @@ class Log:
             return
         panels: dict[str, list[str]] = {"loss": []}
         for name in self.columns:
-            if name not in OURS:
+            if name not in OURS and any(name in row for row in self.rows):
                 panels.setdefault(_panel(name), []).append(name)
         figure = Figure(figsize=(7, 1 + 3 * len(panels)), layout="constrained")
         every = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
