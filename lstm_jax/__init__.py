@@ -13,6 +13,8 @@ from lstm_jax.cells.lstm_cell import LSTMCell as LSTMCell
 from lstm_jax.cells.minlstm import MinLSTMCell as MinLSTMCell
 from lstm_jax.cells.minlstm import MinLSTMParams as MinLSTMParams
 from lstm_jax.cells.minlstm import MinLSTMState as MinLSTMState
+from lstm_jax.cells.quantized import QuantizedLSTMCell as QuantizedLSTMCell
+from lstm_jax.cells.quantized import QuantizedParams as QuantizedParams
 from lstm_jax.cells.regularized import Regularized as Regularized
 from lstm_jax.cells.slstm import SLSTMCell as SLSTMCell
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
@@ -21,6 +23,7 @@ from lstm_jax.checks import names as _names
 from lstm_jax.descriptions.config import from_config as from_config
 from lstm_jax.exporting import export as export
 from lstm_jax.layers import LSTM as LSTM
+from lstm_jax.quantization import quantize as quantize
 from lstm_jax.recurrence.choice import implementation as implementation
 from lstm_jax.recurrence.choice import implementations as implementations
 from lstm_jax.sequence import lstm as lstm
@@ -50,6 +53,8 @@ __all__ = (
     "MinLSTMParams",
     "MinLSTMState",
     "ParallelReport",
+    "QuantizedLSTMCell",
+    "QuantizedParams",
     "Regularized",
     "SLSTMCell",
     "SLSTMState",
@@ -64,6 +69,7 @@ __all__ = (
     "initializers",
     "lstm",
     "parallel_scan",
+    "quantize",
     "resolve_implementation",
     "scan",
     "scan_states",

@@ -69,6 +69,7 @@ SAMPLED = {
     "test_oracle_agreement": 4,
     "test_parallel": 4,
     "test_pipelines": 4,
+    "test_quantized": 4,
     "test_regularization": 4,
     "test_resume": 4,
     "test_resume_odd": 4,

@@ -17,12 +17,11 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "lstm_jax"
 PUBLIC = {
     "lstm_jax": """
         LSTM Cell ConvLSTMCell Directions GateState LSTMCell LSTMParams LSTMState
-        MinLSTMCell MinLSTMParams MinLSTMState
-        ParallelReport Regularized SLSTMCell SLSTMState Stack activations convert
-        embedding_dropout
-        export from_config implementation implementations initializers lstm
-        parallel_scan
-        resolve_implementation scan scan_states stream
+        MinLSTMCell MinLSTMParams MinLSTMState ParallelReport QuantizedLSTMCell
+        QuantizedParams Regularized SLSTMCell SLSTMState Stack activations convert
+        embedding_dropout export from_config implementation implementations
+        initializers lstm parallel_scan quantize resolve_implementation scan
+        scan_states stream
     """,
     "lstm_jax.activations": "affine gelu hard_sigmoid scaled_tanh thresholded_relu",
     "lstm_jax.convert": """

@@ -48,6 +48,8 @@ class Cell(Description):
         param_letters: for each parameter by its path, the letters of its shape, for
             errors.
         state_letters: the same for each leaf of the state, without batch axes.
+        input_dtypes: the names of the dtypes that inputs may have; None for all
+            floating ones.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, lstm_jax as lj
@@ -84,6 +86,7 @@ class Cell(Description):
     noisy: Any = False
     param_letters: Any = {}
     state_letters: Any = {}
+    input_dtypes: Any = None
 
     def init(self, key: Array) -> PyTree:
         """Returns new parameters."""
@@ -129,6 +132,9 @@ class Cell(Description):
     def params_of_steps(self, params: PyTree) -> PyTree:
         """Returns the parameters without those that only sequences start from."""
         return params
+
+    def check_differentiable(self) -> None:
+        """Raises where a gradient of the steps is asked for and there is none."""
 
     def params_by_row(self, params: PyTree) -> PyTree:
         """Returns, for each leaf of the parameters, whether it has the batch axes."""
@@ -285,8 +291,13 @@ def compute_dtype(cell: Cell, inputs: Any) -> jnp.dtype:
 
 
 def cast_params(params: PyTree, dtype: Any) -> PyTree:
-    """Casts every leaf of a cell's parameters to the compute dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    """Casts every floating leaf of a cell's parameters to the compute dtype."""
+
+    def cast(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floating else leaf
+
+    return jax.tree.map(cast, params)
 
 
 def step(cell: Cell, params: PyTree, state: PyTree, x: Array) -> tuple[PyTree, PyTree]:

@@ -126,6 +126,11 @@ class Regularized(Cell):
         return None if zoneout else self._inside.affine_steps
 
     @property
+    def input_dtypes(self) -> Any:
+        """The dtypes that inputs may have."""
+        return self._inside.input_dtypes
+
+    @property
     def output_size(self) -> int:
         """The size of one output."""
         return self.cell.output_size

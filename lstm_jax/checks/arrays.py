@@ -86,6 +86,22 @@ def take_array(name: str, value: Any, kind: Any = jnp.floating) -> Any:
     return value
 
 
+def take_param(name: str, value: Any, dtype: Any) -> Any:
+    """Returns a parameter as an array of JAX's own: any floating, or one of integers.
+
+    Integers are in a format of their own, and nothing else is taken for them.
+    """
+    if jnp.issubdtype(dtype, jnp.floating):
+        return take_array(name, value)
+    value = take(name, value)
+    if value.dtype != dtype:
+        raise TypeError(
+            f"{name}: expected {dtype}, got {value.dtype}. lstm_jax.quantize makes the "
+            "parameters of a quantised model."
+        )
+    return value
+
+
 def check_step_input(cell: Any, x: Any, name: str = "x") -> tuple[Any, tuple]:
     """Checks the input of one step; returns it and its batch shape."""
     x = take_array(name, x)
@@ -128,6 +144,12 @@ def input_ndim(cell: Any) -> int:
 
 def _leading(cell: Any, name: str, letters: str, xs: Any) -> tuple[int, ...]:
     """Checks that the last axes are one input's; returns the others."""
+    known = getattr(cell, "input_dtypes", None)
+    if known is not None and jnp.dtype(xs.dtype).name not in known:
+        raise TypeError(
+            f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, all that "
+            f"{type(cell).__name__} takes, got {xs.dtype}. Cast it."
+        )
     ndim = input_ndim(cell)
     shape = tuple(xs.shape)
     leading = shape[: max(len(shape) - ndim, 0)]

@@ -21,6 +21,7 @@ from lstm_jax.checks.arrays import (
     check_array,
     check_shape,
     take_array,
+    take_param,
 )
 from lstm_jax.checks.border import take_leaves
 from lstm_jax.types import Directions, LSTMParams, LSTMState, PyTree, config
@@ -115,7 +116,7 @@ def check_params(cell: Any, params: PyTree, name: str = "params") -> PyTree:
     leaves = []
     for (path, leaf), (_, value) in zip(expected, actual, strict=True):
         field = jax.tree_util.keystr(path)
-        value = take_array(f"{name}{field}", value)
+        value = take_param(f"{name}{field}", value, leaf.dtype)
         hint = ""
         if len(value.shape) == 2 and value.shape[::-1] == leaf.shape:
             hint = (

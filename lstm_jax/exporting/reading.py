@@ -27,6 +27,7 @@ _DTYPES = {
     "F16": np.float16,
     "F32": np.float32,
     "F64": np.float64,
+    "I8": np.int8,
 }
 _MEMBERS = {"about.json", "load.py", "program", "weights.safetensors"}
 _ABOUT = {

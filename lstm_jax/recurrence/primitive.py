@@ -103,6 +103,7 @@ def _is_zero(tangent: Any) -> bool:
 
 
 def _run_jvp(primals, tangents, *, call, levels):
+    call.cell.check_differentiable()
     shapes = call.shapes(unmapped(levels, primals))
     keep = kept(shapes)
     wider = tuple(sorted({*call.emit, *keep}))
