@@ -39,6 +39,9 @@ FLAGS = (
     "-fno-math-errno",
 )
 
+# Where results are to be the same to the bit on every machine.
+UNFUSED = ("-ffp-contract=off",)
+
 MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
 
 
@@ -78,10 +81,11 @@ def compile_library(folder: pathlib.Path, to: pathlib.Path) -> None:
     Raises:
         NotCompiled: if there is no compiler, or it fails.
     """
-    main = (folder / "ffi.cc", ("-isystem", _headers()))
+    headers = ("-isystem", _headers())
+    doors = [(door, headers) for door in sorted(folder.glob("ffi*.cc"))]
     # What is published has no symbols for debuggers, which are ten times as large.
     stripped = ("-s",) if os.environ.get("LSTM_JAX_PLATFORM") else ()
-    _build(folder, [main], to, FLAGS, ("-shared", *stripped))
+    _build(folder, doors, to, FLAGS, ("-shared", *stripped))
 
 
 def _build(
@@ -104,6 +108,7 @@ def _build(
         defines = f"ISA={one.name}", f"WIDTH={one.width}", f"REGISTERS={one.registers}"
         set_flags = one.flags + tuple(f"-DLSTM_{define}" for define in defines)
         units.append((folder / "lstm" / "kernels.cc", set_flags))
+        units.append((folder / "quantized" / "kernels.cc", (*set_flags, *UNFUSED)))
     with tempfile.TemporaryDirectory() as scratch:
 
         def compile_unit(numbered):

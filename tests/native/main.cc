@@ -8,7 +8,9 @@ int main(int argc, char** argv) {
   lstm::Tally tally;
   lstm::TestThreads(tally);
   lstm::TestDispatch(tally);
-  lstm::TestKernels(argc > 1 ? std::atoi(argv[1]) : 100, tally);
+  const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
+  lstm::TestKernels(cases, tally);
+  lstm::TestQuantized(cases, tally);
   std::printf("%d passed, %d failed\n", tally.passed, tally.failed);
   return tally.failed != 0;
 }

@@ -19,6 +19,7 @@ struct Tally {
 };
 
 void TestKernels(int cases, Tally& tally);
+void TestQuantized(int cases, Tally& tally);
 void TestThreads(Tally& tally);
 void TestDispatch(Tally& tally);
 

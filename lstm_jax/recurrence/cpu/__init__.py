@@ -1,8 +1,8 @@
 """The recurrence on a CPU, as compiled kernels.
 
 They run the LSTM with most of its options (:func:`step_of` says which), in float32 and
-bfloat16 (which accumulates in float32). ``csrc/`` holds their source and says how they
-work.
+bfloat16 (which accumulates in float32), and forward the quantised one. ``csrc/`` holds
+their source and says how they work.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell
+from lstm_jax.cells.quantized import QuantizedLSTMCell
 from lstm_jax.meshes import per_shard
 from lstm_jax.recurrence.contract import (
     Call,
@@ -23,7 +24,7 @@ from lstm_jax.recurrence.contract import (
     kept,
     output_axes,
 )
-from lstm_jax.recurrence.cpu import calls, library
+from lstm_jax.recurrence.cpu import calls, library, quantized
 from lstm_jax.recurrence.cpu.step import step_of
 from lstm_jax.types import Array
 
@@ -45,6 +46,8 @@ class Kernels(Implementation):
         """Why the kernels cannot run a cell in a compute dtype; None if they can."""
         if reason := self.unavailable():
             return reason
+        if isinstance(cell, QuantizedLSTMCell):
+            return _why_not_quantized(cell)
         if step_of(cell) is None:
             return f"runs LSTMCell without some of its options, not {cell}"
         if jnp.dtype(dtype) not in _DTYPES:
@@ -53,7 +56,10 @@ class Kernels(Implementation):
 
     def run(self, call: Call, args: Sequence[Array], target: Target) -> list[Array]:
         """The forward pass, one call for all directions."""
-        run = lambda *args: calls.run(call, args)
+        kernel = calls
+        if isinstance(call.cell, QuantizedLSTMCell):
+            kernel = quantized
+        run = lambda *args: kernel.run(call, args)
         if not target.partitioned:
             return run(*args)
         axes = output_axes(call.shapes(args))
@@ -75,6 +81,13 @@ class Kernels(Implementation):
         outs = [axis for axis, want in zip(inputs, which, strict=True) if want]
         ins = [*inputs, *emitted]
         return per_shard(run, args, ins, outs, _batch_ndim(call, args))
+
+
+def _why_not_quantized(cell: QuantizedLSTMCell) -> str | None:
+    for name in ("clip", "cell_clip"):
+        if getattr(cell, name) is not None:
+            return f"runs a QuantizedLSTMCell without {name} only, not {cell}"
+    return None
 
 
 def _batch_ndim(call: Call, args: Sequence[Array]) -> int:

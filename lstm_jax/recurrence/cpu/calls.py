@@ -98,9 +98,14 @@ def masks_wanted(call: Call, which: tuple[bool, ...]) -> bool:
     return any(jax.tree.leaves(masks))
 
 
+def reverse_bits(call: Call) -> np.int64:
+    """Bit n says whether direction n runs from the last step to the first."""
+    return np.int64(sum(1 << n for n, yes in enumerate(call.reverse) if yes))
+
+
 def _attributes(call: Call) -> dict[str, Any]:
-    """What is static; bit n of ``reverse`` says so of direction n."""
-    reverse = np.int64(sum(1 << n for n, yes in enumerate(call.reverse) if yes))
+    """What is static."""
+    reverse = reverse_bits(call)
     step = step_of(call.cell)
     assert step is not None  # or the kernels would not have been chosen
     standard = getattr(call.cell, "standard", False) and isinstance(call.cell, LSTMCell)
@@ -112,7 +117,7 @@ def _xs(inputs: Inputs) -> Any:
     return inputs.xs[0] if isinstance(inputs.xs, tuple) else inputs.xs
 
 
-def _rows(array: Any, steps: bool, features: int) -> Any:
+def rows(array: Any, steps: bool, features: int) -> Any:
     """An array with its batch axes made one, behind the time axis if it has one."""
     if array is None:
         return None
@@ -121,19 +126,19 @@ def _rows(array: Any, steps: bool, features: int) -> Any:
     return array.reshape(*front, math.prod(batch), *behind)
 
 
-def _or_empty(array: Array | None, dtype: Any) -> Array:
+def or_empty(array: Array | None, dtype: Any) -> Array:
     """A kernel's argument; an empty array where there is nothing."""
     return jnp.zeros((0,), dtype) if array is None else array
 
 
-def _shape(like: Any, dtype: Any, steps: bool) -> jax.ShapeDtypeStruct:
+def result(like: Any, dtype: Any, steps: bool) -> jax.ShapeDtypeStruct:
     """A kernel's result; empty where nobody wants it."""
     if like is None:
         return jax.ShapeDtypeStruct((0,), dtype)
     shape = like.shape
     start, stop = int(steps), len(shape) - 1
-    rows = math.prod(shape[start:stop])
-    return jax.ShapeDtypeStruct((*shape[:start], rows, shape[-1]), dtype)
+    batch = math.prod(shape[start:stop])
+    return jax.ShapeDtypeStruct((*shape[:start], batch, shape[-1]), dtype)
 
 
 def _shape_of(like: Any, dtype: Any) -> jax.ShapeDtypeStruct:
@@ -149,23 +154,23 @@ def _operands(call: Call, inputs: Inputs) -> list[Array]:
     # States that are put out have no mask.
     output_mask = None if call.emit_states else extras.output_mask
     return [
-        _rows(xs, True, 1),
+        rows(xs, True, 1),
         params.kernel,
-        _or_empty(params.recurrent_kernel, dtype),
-        _or_empty(params.bias, dtype),
-        _or_empty(params.projection_kernel, dtype),
-        _rows(h, False, 1),
-        _rows(c, False, 1),
-        _or_empty(_rows(inputs.valid, True, 0), jnp.bool),
-        _or_empty(_rows(inputs.reset, True, 0), jnp.bool),
-        _or_empty(_rows(reset_h, False, 1), dtype),
-        _or_empty(_rows(reset_c, False, 1), jnp.float32),
-        _or_empty(extras.peephole, dtype),
-        _or_empty(_rows(extras.recurrent_mask, False, 1), jnp.float32),
-        _or_empty(_rows(output_mask, False, 1), jnp.float32),
-        _or_empty(_rows(extras.keep_h, True, 1), jnp.bool),
-        _or_empty(_rows(extras.keep_c, True, 1), jnp.bool),
-        _or_empty(extras.diagonal, dtype),
+        or_empty(params.recurrent_kernel, dtype),
+        or_empty(params.bias, dtype),
+        or_empty(params.projection_kernel, dtype),
+        rows(h, False, 1),
+        rows(c, False, 1),
+        or_empty(rows(inputs.valid, True, 0), jnp.bool),
+        or_empty(rows(inputs.reset, True, 0), jnp.bool),
+        or_empty(rows(reset_h, False, 1), dtype),
+        or_empty(rows(reset_c, False, 1), jnp.float32),
+        or_empty(extras.peephole, dtype),
+        or_empty(rows(extras.recurrent_mask, False, 1), jnp.float32),
+        or_empty(rows(output_mask, False, 1), jnp.float32),
+        or_empty(rows(extras.keep_h, True, 1), jnp.bool),
+        or_empty(rows(extras.keep_c, True, 1), jnp.bool),
+        or_empty(extras.diagonal, dtype),
     ]
 
 
@@ -176,13 +181,13 @@ def _forward_results(wanted: Outputs, shape: Outputs) -> list[jax.ShapeDtypeStru
     dtype = shape.last.h.dtype
     gates, cells, entering = wanted.saved
     return [
-        _shape(ys, dtype, True),
-        _shape(cs, jnp.float32, True),
-        _shape(shape.last.h, dtype, False),
-        _shape(shape.last.c, jnp.float32, False),
-        _shape(gates, shape.saved.gates.dtype, True),
-        _shape(cells, jnp.uint32, True),
-        _shape(entering, dtype, True),
+        result(ys, dtype, True),
+        result(cs, jnp.float32, True),
+        result(shape.last.h, dtype, False),
+        result(shape.last.c, jnp.float32, False),
+        result(gates, shape.saved.gates.dtype, True),
+        result(cells, jnp.uint32, True),
+        result(entering, dtype, True),
     ]
 
 
@@ -204,14 +209,14 @@ def _backward_operands(
     d_h = jnp.zeros_like(h) if d_last.h is None else d_last.h
     d_c = jnp.zeros_like(c) if d_last.c is None else d_last.c
     return [
-        _or_empty(_rows(hidden, True, 1), dtype),
-        _or_empty(_rows(tape.entering, True, 1), dtype),
-        _rows(tape.gates, True, 1),
-        _rows(tape.cells, True, 1),
-        _or_empty(_rows(d_hs, True, 1), dtype),
-        _or_empty(_rows(d_cs, True, 1), jnp.float32),
-        _rows(d_h, False, 1),
-        _rows(d_c, False, 1),
+        or_empty(rows(hidden, True, 1), dtype),
+        or_empty(rows(tape.entering, True, 1), dtype),
+        rows(tape.gates, True, 1),
+        rows(tape.cells, True, 1),
+        or_empty(rows(d_hs, True, 1), dtype),
+        or_empty(rows(d_cs, True, 1), jnp.float32),
+        rows(d_h, False, 1),
+        rows(d_c, False, 1),
     ]
 
 
@@ -224,12 +229,12 @@ def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
         recurrent, diagonal = None, jax.ShapeDtypeStruct((gates, heads), dtype)
     weights = (params.kernel, recurrent, params.bias, params.projection_kernel)
     return [
-        _shape(_xs(wanted), dtype, True),
+        result(_xs(wanted), dtype, True),
         *(_shape_of(leaf, dtype) for leaf in weights),
-        _shape(state.h, dtype, False),
-        _shape(state.c, jnp.float32, False),
-        _shape(reset_h, dtype, False),
-        _shape(reset_c, jnp.float32, False),
+        result(state.h, dtype, False),
+        result(state.c, jnp.float32, False),
+        result(reset_h, dtype, False),
+        result(reset_c, jnp.float32, False),
         _shape_of(params.peephole, dtype),
         _shape_of(diagonal, dtype),
     ]

@@ -14,6 +14,7 @@ import jax
 
 FORWARD = "lstm_jax_forward"
 BACKWARD = "lstm_jax_backward"
+QUANTIZED = "lstm_jax_quantized"
 
 _PATH = pathlib.Path(__file__).with_name("_native.so")
 
@@ -26,7 +27,7 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(_PATH))
         for name in ("isa", "isa_error", "known_isa"):
             getattr(library, f"lstm_jax_{name}").restype = ctypes.c_char_p
-        for name in (FORWARD, BACKWARD):
+        for name in (FORWARD, BACKWARD, QUANTIZED):
             handler = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except (OSError, AttributeError, RuntimeError) as error:

@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace lstm {
@@ -34,9 +36,16 @@ bool HasAvx512() {
          __builtin_cpu_supports("fma");
 }
 
+bool HasAvxVnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return HasAvx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+bool HasAvx512Vnni() { return HasAvx512() && __builtin_cpu_supports("avx512vnni"); }
+
 bool HasAvx512BFloat16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return HasAvx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  return HasAvx512Vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 }
 
 // The system has to be asked for the tile registers, once a process.
@@ -53,6 +62,19 @@ bool HasAmx() {
 }
 
 bool IsIntel() { return __builtin_cpu_is("intel"); }
+
+#elif defined(__aarch64__)
+
+bool HasDotProducts() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProducts = 1 << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kDotProducts;
+#elif defined(__APPLE__)
+  return true;
+#else
+  return false;
+#endif
+}
 
 #endif
 

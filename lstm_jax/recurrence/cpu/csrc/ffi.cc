@@ -1,61 +1,10 @@
 // The doors to XLA: buffers are checked here, and only here.
-#include "xla/ffi/api/ffi.h"
+#include "ffi.h"
 
-#include <cstdlib>
-#include <new>
-#include <string>
 #include <string_view>
-#include <utility>
-
-#include "checker.h"
-#include "dispatch.h"
-#include "threads/cpus.h"
-#include "threads/executor.h"
-#include "threads/pool.h"
 
 namespace lstm {
 namespace {
-
-using ffi::AnyBuffer;
-using ffi::DataType;
-
-class XlaPool : public Pool {
- public:
-  explicit XlaPool(ffi::ThreadPool pool) : pool_(std::move(pool)) {}
-  int threads() const override { return static_cast<int>(pool_.num_threads()); }
-  void Schedule(std::function<void()> task) override {
-    pool_.Schedule(std::move(task));
-  }
-
- private:
-  ffi::ThreadPool pool_;
-};
-
-template <class Scalar>
-constexpr DataType kType = DataType::F32;
-template <>
-constexpr DataType kType<BFloat16> = DataType::BF16;
-
-// Of saved gates; see problem.h.
-template <class Scalar>
-constexpr DataType kGates = sizeof(Scalar) == 4 ? DataType::U32 : DataType::U16;
-
-// Buffers of one direction; a call has those of one direction after those of the other.
-class Buffers {
- public:
-  Buffers(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets,
-          size_t first_arg, size_t first_ret)
-      : args_(args), rets_(rets), first_arg_(first_arg), first_ret_(first_ret) {}
-
-  AnyBuffer Arg(size_t n) const { return *args_.get<AnyBuffer>(first_arg_ + n); }
-  AnyBuffer Ret(size_t n) const { return **rets_.get<AnyBuffer>(first_ret_ + n); }
-
- private:
-  const ffi::RemainingArgs& args_;
-  const ffi::RemainingRets& rets_;
-  size_t first_arg_;
-  size_t first_ret_;
-};
 
 // What both passes are given.
 struct Inputs {
@@ -225,71 +174,26 @@ void CheckBackward(const Buffers& buffers, const StepAttributes& step, bool reve
       check.Check<Scalar>("d_diagonal", ret(10), kScalar, {s.gates.count, H}, true);
 }
 
-// Checks all directions of a call, and runs them. Bit n of `reverse` is direction n's.
-template <size_t kArgs, size_t kRets, class Problem>
-ffi::Error RunChecked(ffi::ThreadPool threads, int64_t reverse,
-                      const StepAttributes& step, const ffi::RemainingArgs& args,
-                      const ffi::RemainingRets& rets,
-                      void (*check_problem)(const Buffers&, const StepAttributes&, bool,
-                                            Checker&, Problem&),
-                      void (*kernel)(const Problem*, int, Executor&)) {
-  const size_t count = args.size() / kArgs;
-  Problem problems[kMostProblems] = {};
-  for (size_t n = 0; n < count; ++n) {
-    Checker check;
-    const Buffers buffers(args, rets, n * kArgs, n * kRets);
-    check_problem(buffers, step, reverse >> n & 1, check, problems[n]);
-    if (check.failed()) return check.Result();
-  }
-  XlaPool pool(std::move(threads));
-  std::string error;
-  const int limit = ThreadLimit(std::getenv("LSTM_JAX_NUM_THREADS"),
-                                AvailableThreads(pool.threads()), &error);
-  if (limit == 0) return ffi::Error::InvalidArgument(error);
-  Executor executor(&pool, limit);
-  try {
-    kernel(problems, static_cast<int>(count), executor);
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "lstm_jax: out of memory.");
-  }
-  return ffi::Error::Success();
-}
-
-// Refuses a call with another number of buffers before any of them is looked at.
-template <size_t kArgs, size_t kRets>
-bool Counted(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets) {
-  const size_t count = args.size() / kArgs;
-  return count >= 1 && count <= kMostProblems && args.size() == count * kArgs &&
-         rets.size() == count * kRets;
-}
-
-const char kWrongCount[] =
-    "lstm_jax: wrong number of buffers. Were the kernels compiled from other sources "
-    "than "
-    "these? Install lstm_jax again.";
-
 bool InBFloat16(const ffi::RemainingArgs& args) {
   return (*args.get<AnyBuffer>(0)).element_type() == DataType::BF16;
 }
 
 // A pass, in the dtype that its first buffer has.
-template <size_t kArgs, size_t kRets, class CheckFloat, class CheckPair, class Floats,
-          class Pairs>
+template <size_t kArgs, size_t kRets, class CheckProblem, class Floats, class Pairs>
 ffi::Error RunInDtype(ffi::ThreadPool threads, int64_t reverse,
-                      const StepAttributes& step, const ffi::RemainingArgs& args,
-                      const ffi::RemainingRets& rets, CheckFloat check_f32,
-                      CheckPair check_bf16, Floats Kernels::* f32,
+                      const ffi::RemainingArgs& args, const ffi::RemainingRets& rets,
+                      CheckProblem check, Floats Kernels::* f32,
                       Pairs Kernels::* bf16) {
   if (!Counted<kArgs, kRets>(args, rets))
     return ffi::Error::InvalidArgument(kWrongCount);
   const Choice& choice = ChosenKernels();
   if (!choice.kernels) return ffi::Error::InvalidArgument(choice.error);
   if (InBFloat16(args)) {
-    return RunChecked<kArgs, kRets>(std::move(threads), reverse, step, args, rets,
-                                    check_bf16, choice.kernels->*bf16);
+    return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets, check,
+                                    choice.kernels->*bf16);
   }
-  return RunChecked<kArgs, kRets>(std::move(threads), reverse, step, args, rets,
-                                  check_f32, choice.kernels->*f32);
+  return RunChecked<kArgs, kRets>(std::move(threads), reverse, args, rets, check,
+                                  choice.kernels->*f32);
 }
 
 ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse, std::string_view gates,
@@ -300,8 +204,11 @@ ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse, std::string_vie
   const StepAttributes step = {gates,         coupled,   linear_candidate,
                                linear_output, standard,  clip,
                                cell_clip,     zoneout_h, zoneout_c};
-  return RunInDtype<kInputs, 7>(std::move(threads), reverse, step, args, rets,
-                                CheckForward<float>, CheckForward<BFloat16>,
+  const auto check = [&](const Buffers& buffers, bool backwards, Checker& checker,
+                         auto& problem) {
+    CheckForward(buffers, step, backwards, checker, problem);
+  };
+  return RunInDtype<kInputs, 7>(std::move(threads), reverse, args, rets, check,
                                 &Kernels::forward_f32, &Kernels::forward_bf16);
 }
 
@@ -313,12 +220,15 @@ ffi::Error BackwardCall(ffi::ThreadPool threads, int64_t reverse,
   const StepAttributes step = {gates,         coupled,   linear_candidate,
                                linear_output, standard,  clip,
                                cell_clip,     zoneout_h, zoneout_c};
-  return RunInDtype<kInputs + 8, 11>(std::move(threads), reverse, step, args, rets,
-                                     CheckBackward<float>, CheckBackward<BFloat16>,
+  const auto check = [&](const Buffers& buffers, bool backwards, Checker& checker,
+                         auto& problem) {
+    CheckBackward(buffers, step, backwards, checker, problem);
+  };
+  return RunInDtype<kInputs + 8, 11>(std::move(threads), reverse, args, rets, check,
                                      &Kernels::backward_f32, &Kernels::backward_bf16);
 }
 
-auto Binding() {
+auto StepBinding() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
       .Attr<int64_t>("reverse")
@@ -338,13 +248,12 @@ auto Binding() {
 }  // namespace
 }  // namespace lstm
 
-#define LSTM_EXPORT extern "C" __attribute__((visibility("default")))
-
 LSTM_EXPORT XLA_FFI_Error* lstm_jax_forward(XLA_FFI_CallFrame*);
 LSTM_EXPORT XLA_FFI_Error* lstm_jax_backward(XLA_FFI_CallFrame*);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_forward, lstm::ForwardCall, lstm::Binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_backward, lstm::BackwardCall, lstm::Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_forward, lstm::ForwardCall, lstm::StepBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_jax_backward, lstm::BackwardCall,
+                              lstm::StepBinding());
 
 // What Python asks. The instruction set of this process; null if LSTM_JAX_ISA asks for
 // one that cannot be had, and then why.

@@ -143,6 +143,32 @@ struct BackwardProblem {
   Scalar* d_diagonal;  // as `diagonal`
 };
 
+// Integers from -127 to 127, and what those of each column are multiplied with. Both
+// are null where there is no such matrix.
+struct QuantizedMatrix {
+  const int8_t* values;
+  const float* scale;
+};
+
+struct QuantizedWeights {
+  QuantizedMatrix kernel;      // [I, 4H]
+  QuantizedMatrix recurrent;   // [P, 4H]
+  QuantizedMatrix projection;  // [H, P]
+  const float* bias;           // [4H]; may be null
+};
+
+struct QuantizedProblem {
+  Sizes sizes;
+  const float* xs;  // [T, B, I]
+  QuantizedWeights weights;
+  State<float> state;
+  Controls<float> controls;
+  float* ys;      // [T, B, P]; may be null
+  float* cs;      // [T, B, H]; may be null
+  float* last_h;  // [B, P]
+  float* last_c;  // [B, H]
+};
+
 constexpr int kMostProblems = 2;
 
 class Executor;
@@ -155,6 +181,7 @@ struct Kernels {
   void (*backward_f32)(const BackwardProblem<float>*, int count, Executor&);
   void (*forward_bf16)(const ForwardProblem<BFloat16>*, int count, Executor&);
   void (*backward_bf16)(const BackwardProblem<BFloat16>*, int count, Executor&);
+  void (*quantized)(const QuantizedProblem*, int count, Executor&);
   void (*sigmoid)(const float* x, float* y, int64_t size);
   void (*tanh)(const float* x, float* y, int64_t size);
 };

@@ -24,7 +24,7 @@ constexpr int PanelsAtOnce(int rows) {
 }
 
 // `panels` panels of kRows rows.
-template <bool kPairs, int kRows>
+template <Lanes kKind, int kRows>
 void MicroKernelRow(PackedA a, PackedB b, int64_t depth, Prefetch prefetch,
                     int64_t panels, MatrixC<const float> c_in, MatrixC<float> c_out) {
   constexpr int kAtOnce = PanelsAtOnce(kRows);
@@ -33,12 +33,12 @@ void MicroKernelRow(PackedA a, PackedB b, int64_t depth, Prefetch prefetch,
   };
   int64_t p = 0;
   for (; p + kAtOnce <= panels; p += kAtOnce) {
-    MicroKernel<kPairs, kRows, kAtOnce>(a, b.From(p), depth, prefetch_of(p),
-                                        c_in.At(0, p), c_out.At(0, p));
+    MicroKernel<kKind, kRows, kAtOnce>(a, b.From(p), depth, prefetch_of(p),
+                                       c_in.At(0, p), c_out.At(0, p));
   }
   for (; p < panels; ++p) {
-    MicroKernel<kPairs, kRows, 1>(a, b.From(p), depth, prefetch_of(p), c_in.At(0, p),
-                                  c_out.At(0, p));
+    MicroKernel<kKind, kRows, 1>(a, b.From(p), depth, prefetch_of(p), c_in.At(0, p),
+                                 c_out.At(0, p));
   }
 }
 
@@ -46,20 +46,20 @@ using MicroKernelFunction = void (*)(PackedA, PackedB, int64_t, Prefetch, int64_
                                      MatrixC<const float>, MatrixC<float>);
 
 // The micro-kernel of so many rows, of 1 to kRows.
-template <bool kPairs, int kRows>
+template <Lanes kKind, int kRows>
 struct MicroKernels {
   static MicroKernelFunction Of(int rows) {
-    return rows == kRows ? MicroKernelRow<kPairs, kRows>
-                         : MicroKernels<kPairs, kRows - 1>::Of(rows);
+    return rows == kRows ? MicroKernelRow<kKind, kRows>
+                         : MicroKernels<kKind, kRows - 1>::Of(rows);
   }
 };
 
-template <bool kPairs>
-struct MicroKernels<kPairs, 0> {
+template <Lanes kKind>
+struct MicroKernels<kKind, 0> {
   static MicroKernelFunction Of(int) { return nullptr; }
 };
 
-template <bool kPairs>
+template <Lanes kKind>
 void GemmInRegisters(PackedA a, int64_t rows, PackedB b, int64_t depth, int64_t panels,
                      MatrixC<const float> c_in, MatrixC<float> c_out) {
   // Tiles of nearly equal heights.
@@ -67,8 +67,8 @@ void GemmInRegisters(PackedA a, int64_t rows, PackedB b, int64_t depth, int64_t 
   const int low = static_cast<int>(rows / tiles);
   const int64_t higher = rows % tiles;
   const MicroKernelFunction kernel[2] = {
-      MicroKernels<kPairs, kMr>::Of(low),
-      higher ? MicroKernels<kPairs, kMr>::Of(low + 1) : nullptr};
+      MicroKernels<kKind, kMr>::Of(low),
+      higher ? MicroKernels<kKind, kMr>::Of(low + 1) : nullptr};
   // One row of tiles reads the panels but once: it may take several side by side.
   const int64_t at_once = tiles == 1 ? panels : 1;
   const int64_t piece = tiles == 1 ? depth : kKc;
@@ -106,7 +106,7 @@ void Gemm(PackedA a, int64_t rows, PackedB b, int64_t depth, int64_t panels,
     return GemmInTiles(a, rows, b, depth, panels, c_in, c_out);
   }
 #endif
-  GemmInRegisters<kPaired<Scalar>>(a, rows, b, depth, panels, c_in, c_out);
+  GemmInRegisters<kLanes<Scalar>>(a, rows, b, depth, panels, c_in, c_out);
 }
 
 }  // namespace LSTM_ISA

@@ -21,7 +21,7 @@ struct Prefetch {
   ptrdiff_t step;  // for each lane of depth
 };
 
-template <bool kPairs, int kRows, int kPanels>
+template <Lanes kKind, int kRows, int kPanels>
 class Accumulators {
  public:
   LSTM_INLINE void Load(MatrixC<const float> c) {
@@ -74,7 +74,7 @@ class Accumulators {
       const Vec column = Column(b, panel_step, v);
 #pragma GCC unroll 16
       for (int row = 0; row < kRows; ++row) {
-        sums_[row][v] = MultiplyAdd<kPairs>(sums_[row][v], lanes[row], column);
+        sums_[row][v] = MultiplyAdd<kKind>(sums_[row][v], lanes[row], column);
       }
     }
   }
@@ -88,7 +88,7 @@ class Accumulators {
       const Vec lane = BroadcastLane(a + row * kNr);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
-        sums_[row][v] = MultiplyAdd<kPairs>(sums_[row][v], lane, columns[v]);
+        sums_[row][v] = MultiplyAdd<kKind>(sums_[row][v], lane, columns[v]);
       }
     }
   }
@@ -96,10 +96,10 @@ class Accumulators {
   Vec sums_[kRows][kVectors];
 };
 
-template <bool kPairs, int kRows, int kPanels>
+template <Lanes kKind, int kRows, int kPanels>
 void MicroKernel(PackedA a, PackedB b, int64_t depth, Prefetch prefetch,
                  MatrixC<const float> c_in, MatrixC<float> c_out) {
-  Accumulators<kPairs, kRows, kPanels> sums;
+  Accumulators<kKind, kRows, kPanels> sums;
   sums.Load(c_in);
   const float* a_lane = a.data;
   const float* b_lane = b.data;

@@ -2,8 +2,9 @@
 //
 // A lane is one float. Where the processor multiplies pairs of bfloat16, and the
 // numbers are bfloat16, it is two of them that follow each other in depth: A is then as
-// it is in memory, two by two, and B has two rows in each of its own. All else about a
-// product is the same, and half as deep.
+// it is in memory, two by two, and B has two rows in each of its own. Of numbers of 8
+// bits there are as many in a lane as the processor multiplies at once, and C is whole
+// numbers, bit by bit in the places of floats. All else about a product is the same.
 //
 // A panel is kNr columns of lanes, row after row, so that a product reads it from front
 // to back. All matrices in a workspace are kept in panels: [columns / kNr][rows][kNr].
@@ -13,6 +14,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "simd/dot.h"
 #include "simd/load_store.h"
 
 namespace lstm {
@@ -66,11 +68,26 @@ template <class Scalar>
 constexpr bool kPaired = kHasPairs && std::is_same_v<Scalar, BFloat16>;
 
 template <class Scalar>
-constexpr int kKr = kPaired<Scalar> ? 2 : 1;
+constexpr bool kIntegers = std::is_same_v<Scalar, int8_t>;
 
-// How many lanes deep a product over `depth` numbers is. Pairs come in whole tiles.
+// What a lane is.
+enum class Lanes { kFloat, kPair, kIntegers };
+
+template <class Scalar>
+constexpr Lanes kLanes = kIntegers<Scalar> ? Lanes::kIntegers
+                         : kPaired<Scalar> ? Lanes::kPair
+                                           : Lanes::kFloat;
+
+template <class Scalar>
+constexpr int kKr = kIntegers<Scalar> ? kIntegersPerLane
+                    : kPaired<Scalar> ? 2
+                                      : 1;
+
+// How many lanes deep a product over `depth` numbers is. Pairs come in whole tiles,
+// and numbers of 8 bits in whole blocks, as they are made.
 template <class Scalar>
 LSTM_INLINE int64_t DepthInLanes(int64_t depth) {
+  if (kIntegers<Scalar>) return CeilDiv(depth, kWidth) * (kWidth / kKr<Scalar>);
   return kPaired<Scalar> ? CeilDiv(depth, 2 * kWidth) * kWidth : depth;
 }
 
@@ -81,11 +98,14 @@ LSTM_INLINE Vec BroadcastLane(const float* from) {
   return FromBits(bits - IntVec{});
 }
 
-// sum + a * b, or where lanes are pairs, the sum and both products.
-template <bool kPairs>
+// sum + a * b, or where lanes are several numbers, the sum and all their products.
+template <Lanes kKind>
 LSTM_INLINE Vec MultiplyAdd(Vec sum, Vec a, Vec b) {
+  if constexpr (kKind == Lanes::kIntegers) {
+    return FromBits(Dot(Bits(sum), Bits(a), Bits(b)));
+  }
 #if LSTM_AVX512_BF16
-  if constexpr (kPairs) {
+  if constexpr (kKind == Lanes::kPair) {
     return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
                                                   reinterpret_cast<__m512bh>(a),
                                                   reinterpret_cast<__m512bh>(b)));

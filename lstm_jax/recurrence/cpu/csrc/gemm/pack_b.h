@@ -27,11 +27,19 @@ template <class Scalar>
 LSTM_INLINE Vec LanesOfRows(const Scalar* at, int64_t row_step, int64_t left,
                             int count) {
   if (left <= 0) return Vec{};
-  const Vec first = LoadUpTo(at, count);
-  if constexpr (kPaired<Scalar>) {
-    return InterleavePairs(first, left > 1 ? LoadUpTo(at + row_step, count) : Vec{});
+  if constexpr (kIntegers<Scalar>) {
+    IntVec rows[kKr<Scalar>];
+    for (int n = 0; n < kKr<Scalar>; ++n) {
+      rows[n] = n < left ? LoadIntegers(at + n * row_step, count) : IntVec{};
+    }
+    return FromBits(Interleave(rows));
+  } else {
+    const Vec first = LoadUpTo(at, count);
+    if constexpr (kPaired<Scalar>) {
+      return InterleavePairs(first, left > 1 ? LoadUpTo(at + row_step, count) : Vec{});
+    }
+    return first;
   }
-  return first;
 }
 
 // B: `panels` panels of `rows` rows of numbers; `columns` says where they

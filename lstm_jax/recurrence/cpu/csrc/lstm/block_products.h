@@ -116,7 +116,9 @@ class BlockProducts {
     if (item < input_items(block)) return Inputs(item, block, dz, rank);
     item -= input_items(block);
     const int64_t lanes = DepthInLanes<Scalar>(block.rows);
-    const auto gate_columns = [&](int64_t panel) { return GateColumns(s_, panel); };
+    const auto gate_columns = [&](int64_t panel) {
+      return GateColumns(s_.units, panel, s_.gates);
+    };
     for (WeightGradient<Scalar>* gradient : {&d_kernel_, &d_recurrent_}) {
       if (item < gradient->items()) {
         return gradient->Add(item, AsB(dz, 0), lanes, gate_columns, block.first,
@@ -165,7 +167,7 @@ class BlockProducts {
   void Bias(int64_t panel, const Block& block, float* dz) {
     const int64_t end = Min(panel + tuning::kGradientPanels, gate_panels_);
     for (; panel < end; ++panel) {
-      const Columns columns = GateColumns(s_, panel);
+      const Columns columns = GateColumns(s_.units, panel, s_.gates);
       for (int v = 0; v < 2; ++v) {
         float* bias = d_bias_ + panel * kNr + v * kWidth;
         Vec sum = block.first ? Vec{} : Load(bias);

@@ -68,7 +68,8 @@ class ForwardWeights {
   void PackGates(int64_t first) {
     const int64_t count = Min(tuning::kPackedPanels, gate_panels_ - first);
     Columns columns[tuning::kPackedPanels];
-    for (int64_t n = 0; n < count; ++n) columns[n] = GateColumns(s_, first + n);
+    for (int64_t n = 0; n < count; ++n)
+      columns[n] = GateColumns(s_.units, first + n, s_.gates);
     PackPanels(w_.kernel, s_.inputs, s_.columns(), columns, count,
                kernel_ + first * input_lanes_ * kNr);
     if (w_.recurrent) {

@@ -15,14 +15,15 @@ LSTM_INLINE int64_t UnitBlocks(int64_t units) { return CeilDiv(units, kWidth); }
 LSTM_INLINE int64_t GateDepth(int64_t units) { return 4 * kWidth * UnitBlocks(units); }
 
 // Panel `panel` of a matrix of gates: i and f, or g and o, of a block of kWidth units.
-LSTM_INLINE Columns GateColumns(const Sizes& s, int64_t panel) {
+LSTM_INLINE Columns GateColumns(int64_t units, int64_t panel,
+                                const GateOrder& gates = kAllGates) {
   const int64_t unit = panel / 2 * kWidth;
-  const int* place = s.gates.place + panel % 2 * 2;
+  const int* place = gates.place + panel % 2 * 2;
   Columns columns = {};
   for (int v = 0; v < 2; ++v) {
     if (place[v] == kNoGate) continue;
-    columns.start[v] = place[v] * s.units + unit;
-    columns.count[v] = Count(s.units - unit);
+    columns.start[v] = place[v] * units + unit;
+    columns.count[v] = Count(units - unit);
   }
   return columns;
 }

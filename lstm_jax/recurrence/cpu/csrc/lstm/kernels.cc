@@ -2,9 +2,10 @@
 // LSTM_ISA names it, LSTM_WIDTH and LSTM_REGISTERS describe its registers.
 #include "lstm/backward.h"
 #include "lstm/forward.h"
+#include "lstm/run.h"
 #include "lstm/variant_step.h"
 #include "memory/pages.h"
-#include "threads/executor.h"
+#include "quantized/quantized.h"
 
 #define LSTM_TEXT_OF(name) #name
 #define LSTM_TEXT(name) LSTM_TEXT_OF(name)
@@ -12,29 +13,6 @@
 namespace lstm {
 namespace LSTM_ISA {
 namespace {
-
-// Whether two directions run side by side, and no thread waits for another at every
-// step, or one after the other, on all threads.
-template <class Scalar>
-bool SideBySide(const Sizes& s) {
-  const int64_t bytes = 4 * sizeof(Scalar) * s.units * (s.inputs + s.outputs);
-  // Pairs are multiplied too fast for any number of rows to make up for it.
-  return bytes <= tuning::kSideBySide ||
-         (!kPaired<Scalar> && s.rows >= tuning::kSideBySideRows);
-}
-
-// A pass, with workspace memory, as a job.
-template <class Pass>
-Job Prepare(Pass& pass, const Sizes& sizes, Workspace& workspace) {
-  Arena measure(nullptr);
-  pass.Allocate(measure);
-  Arena arena(workspace.Reserve(measure.used()));
-  pass.Allocate(arena);
-  const auto body = [](void* pass, int rank, Team& team) {
-    static_cast<Pass*>(pass)->Body(rank, team);
-  };
-  return {pass.threads(), JoinTimeoutMicroseconds(sizes), body, &pass};
-}
 
 // The large results of a pass are new memory.
 template <class Scalar>
@@ -56,30 +34,10 @@ void AskForPages(const BackwardProblem<Scalar>& p) {
   AskForLargePages(p.d_recurrent, s.outputs * s.columns());
 }
 
-template <class Scalar, class Pass, class Problem>
-void RunAll(const Problem* problems, int count, Executor& executor) {
-  const Sizes& s = problems[0].sizes;
-  for (int n = 0; n < count; ++n) AskForPages(problems[n]);
-  if (count == 2 && executor.limit() > 1 && SideBySide<Scalar>(s)) {
-    Pass first(problems[0], executor.limit() / 2),
-        second(problems[1], executor.limit() / 2);
-    Workspace workspace[2];
-    const Job jobs[] = {Prepare(first, s, workspace[0]),
-                        Prepare(second, s, workspace[1])};
-    executor.Run(jobs, 2);
-    return;
-  }
-  for (int n = 0; n < count; ++n) {
-    Pass pass(problems[n], executor.limit());
-    Workspace workspace;
-    const Job job = Prepare(pass, s, workspace);
-    executor.Run(&job, 1);
-  }
-}
-
 // The directions of a layer have the same step.
 template <class Scalar>
 void RunForward(const ForwardProblem<Scalar>* problems, int count, Executor& executor) {
+  for (int n = 0; n < count; ++n) AskForPages(problems[n]);
   if (problems[0].variant.standard) {
     RunAll<Scalar, Forward<Scalar, StandardStep<Scalar>>>(problems, count, executor);
   } else {
@@ -90,6 +48,7 @@ void RunForward(const ForwardProblem<Scalar>* problems, int count, Executor& exe
 template <class Scalar>
 void RunBackward(const BackwardProblem<Scalar>* problems, int count,
                  Executor& executor) {
+  for (int n = 0; n < count; ++n) AskForPages(problems[n]);
   if (problems[0].variant.standard) {
     RunAll<Scalar, Backward<Scalar, StandardStep<Scalar>>>(problems, count, executor);
   } else {
@@ -117,13 +76,8 @@ void MapTanh(const float* x, float* y, int64_t size) {
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    LSTM_TEXT(LSTM_ISA),
-    RunForward<float>,
-    RunBackward<float>,
-    RunForward<BFloat16>,
-    RunBackward<BFloat16>,
-    MapSigmoid,
-    MapTanh,
+    LSTM_TEXT(LSTM_ISA),   RunForward<float>, RunBackward<float>, RunForward<BFloat16>,
+    RunBackward<BFloat16>, RunQuantized,      MapSigmoid,         MapTanh,
 };
 
 }  // namespace LSTM_ISA
