@@ -49,6 +49,11 @@ class Drawing:
         self._add(name, np.asarray(array).astype(self.dtype))
         return name
 
+    def whole(self, name: str, array: np.ndarray) -> str:
+        """Adds a constant of whole numbers, in its own dtype."""
+        self._add(name, array)
+        return name
+
     def integers(self, *values: int) -> str:
         """Adds a constant of axes or sizes."""
         name = "_".join(["axes", *map(str, values)])
@@ -87,17 +92,37 @@ class Drawing:
         made = helper.make_node(kind, list(inputs), list(outputs), name, **given)
         self._nodes.append(made)
 
+    def cast(self, value: str, dtype: Any, name: str) -> str:
+        """Adds a node that makes another dtype of a value."""
+        from onnx import helper
+
+        code = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.node("Cast", [value], name, to=code)
+
+    def largest_of_rows(self, value: str, name: str) -> str:
+        """Adds the largest number along the last axis, which stays, of size 1."""
+        if self._opset < 18:
+            return self.node("ReduceMax", [value], name, axes=[-1], keepdims=1)
+        return self.node("ReduceMax", [value, self.integers(-1)], name, keepdims=1)
+
+    def within(self) -> Drawing:
+        """A drawing for a graph inside this one."""
+        return Drawing(self.dtype, self._opset)
+
+    def graph(self, name: str) -> Any:
+        """What is drawn, for the attribute of a node."""
+        from onnx import helper
+
+        constants = list(self._constants.values())
+        return helper.make_graph(
+            self._nodes, name, self._inputs, self._outputs, constants
+        )
+
     def finish(self, name: str, doc: str) -> Any:
         """The model, in the oldest form that has its operators."""
         from onnx import helper
 
-        graph = helper.make_graph(
-            self._nodes,
-            name,
-            self._inputs,
-            self._outputs,
-            list(self._constants.values()),
-        )
+        graph = self.graph(name)
         opsets = [helper.make_opsetid("", self._opset)]
         return helper.make_model(
             graph,

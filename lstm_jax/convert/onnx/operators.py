@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from lstm_jax.cells.quantized import QuantizedLSTMCell
 from lstm_jax.cells.variants import gates_of, identity, peephole_gates
-from lstm_jax.convert.onnx import activations
+from lstm_jax.convert.onnx import activations, quantized
 from lstm_jax.convert.onnx.drawing import Drawing
 from lstm_jax.types import Directions, LSTMParams
 
@@ -28,9 +29,11 @@ class Layers:
     def __init__(self, drawing: Drawing, model: Any, *, states: bool, lengths: bool):
         """Draws nothing yet, but checks what cells compute with."""
         self._drawing, self._model, self._states = drawing, model, states
-        self._attributes = [_attributes(cell) for cell in model.cells]
+        self._attributes = [
+            {} if _in_8_bits(cell) else _attributes(cell) for cell in model.cells
+        ]
         self._lengths = lengths
-        self._rows = self._empty = ""
+        self._rows = self._empty = self._valid = ""
         self._last: list[tuple[str, int]] = []
 
     def draw(self, params: Any, xs: str) -> str:
@@ -62,7 +65,10 @@ class Layers:
         """What states are made with: the number of rows, and which are empty."""
         drawing = self._drawing
         learned = any(layer.forward.initial_h is not None for layer in params)
-        if not self._states and not learned:
+        scanned = any(map(_in_8_bits, self._model.cells))
+        if scanned and self._lengths:
+            self._draw_valid(xs)
+        if not self._states and not learned and not scanned:
             return
         one = drawing.integers(1)
         shape = drawing.node("Shape", [xs], "xs_shape")
@@ -74,23 +80,82 @@ class Layers:
             axes = drawing.integers(0, 2)
             self._empty = drawing.node("Unsqueeze", [empty, axes], "empty_rows")
 
+    def _draw_valid(self, xs: str) -> None:
+        """Which steps of ``[T, B, 1]`` are within the lengths."""
+        drawing, zero = self._drawing, self._drawing.integer(0)
+        shape = drawing.node("Shape", [xs], "steps_shape")
+        length = drawing.node("Gather", [shape, zero], "steps_count")
+        times = [zero, length, drawing.integer(1)]
+        times = drawing.node("Range", times, "times")
+        lengths = drawing.cast("lengths", np.int64, "lengths_of_rows")
+        times = drawing.node("Unsqueeze", [times, drawing.integers(1, 2)], "all_times")
+        axes = drawing.integers(0, 2)
+        lengths = drawing.node("Unsqueeze", [lengths, axes], "all_lengths")
+        self._valid = drawing.node("Less", [times, lengths], "valid_steps")
+
     def _draw_layer(self, index: int, layer: Directions, inputs: str) -> str:
-        drawing, cell = self._drawing, self._model.cells[index]
+        cell = self._model.cells[index]
         directions = [one for one in layer if one is not None]
+        starts = {}
+        in_8_bits = _in_8_bits(cell)
+        if self._states or in_8_bits or directions[0].initial_h is not None:
+            starts = {key: self._draw_start(key, index, directions) for key in "hc"}
+        results = [f"Y_l{index}", f"Y_h_l{index}", f"Y_c_l{index}"]
+        if in_8_bits:
+            self._draw_scans(index, cell, directions, inputs, starts, results)
+        else:
+            self._draw_operator(index, cell, directions, inputs, starts, results)
+        if self._states:
+            for key, result in zip("hc", results[1:], strict=True):
+                self._draw_last(key, index, result, starts[key], directions)
+        return self._draw_merge(index, results[0], len(directions))
+
+    def _draw_scans(
+        self,
+        index: int,
+        cell: Any,
+        directions: list[Any],
+        inputs: str,
+        starts: dict[str, str],
+        results: list[str],
+    ) -> None:
+        """A layer in 8 bits, with results as those of the LSTM operator."""
+        drawing, count, made = self._drawing, len(directions), []
+        for number, one in enumerate(directions):
+            name = f"l{index}{_SUFFIXES[number]}"
+            h, c = (
+                self._pick(starts[key], number, 0, count, f"{key}_start_{name}")
+                for key in "hc"
+            )
+            given = quantized.Given(inputs, h, c, self._valid)
+            parts = quantized.draw(drawing, name, cell, one, given, reverse=number == 1)
+            for part, axis in zip(parts, (1, 0, 0), strict=True):
+                axes = drawing.integers(axis)
+                made.append(drawing.node("Unsqueeze", [part, axes], f"{part}_of_both"))
+        for number, axis in enumerate((1, 0, 0)):
+            drawing.node("Concat", made[number::3], results[number], axis=axis)
+
+    def _draw_operator(
+        self,
+        index: int,
+        cell: Any,
+        directions: list[Any],
+        inputs: str,
+        starts: dict[str, str],
+        results: list[str],
+    ) -> None:
+        """A layer as ONNX's LSTM operator."""
+        drawing = self._drawing
         stored = _stored(cell, directions)
         names = {
             key: drawing.weights(f"{key}_l{index}", array)
             for key, array in stored.items()
         }
-        starts = {}
-        if self._states or directions[0].initial_h is not None:
-            starts = {key: self._draw_start(key, index, directions) for key in "hc"}
         operands = [inputs, names["W"], names["R"], names.get("B", "")]
         operands.append("lengths" if self._lengths else "")
         operands += [starts.get("h", ""), starts.get("c", ""), names.get("P", "")]
         while not operands[-1]:
             operands.pop()
-        results = [f"Y_l{index}", f"Y_h_l{index}", f"Y_c_l{index}"]
         given = dict(self._attributes[index], hidden_size=cell.hidden_size)
         if self._model._reversed[index]:
             given["direction"] = "reverse"
@@ -102,16 +167,12 @@ class Layers:
         given = {key: value for key, value in given.items() if value != []}
         wanted = results if self._states else results[:1]
         drawing.nodes("LSTM", operands, wanted, f"lstm_l{index}", **given)
-        if self._states:
-            for key, result in zip("hc", results[1:], strict=True):
-                self._draw_last(key, index, result, starts[key], directions)
-        return self._draw_merge(index, results[0], len(directions))
 
     def _draw_start(self, key: str, index: int, directions: list[LSTMParams]) -> str:
         """The initial h or c, ``[D, B, H]``, in which all rows may be one."""
         drawing, parts = self._drawing, []
+        size = self._size(key, index)
         for suffix, one in zip(_SUFFIXES, directions, strict=False):
-            size = one.recurrent_kernel.shape[0]
             learned = getattr(one, f"initial_{key}")
             start = np.zeros(size) if learned is None else learned
             name = drawing.weights(f"{key}_0_l{index}{suffix}", start[None])
@@ -132,10 +193,15 @@ class Layers:
         drawing = self._drawing
         if self._empty:
             last = drawing.node("Where", [self._empty, start, last], f"{last}_or_start")
-        for number, one in enumerate(directions):
+        for number in range(len(directions)):
             name = f"{key}_n_l{index}{_SUFFIXES[number]}"
             self._pick(last, number, 0, len(directions), name)
-            self._last.append((name, one.recurrent_kernel.shape[0]))
+            self._last.append((name, self._size(key, index)))
+
+    def _size(self, key: str, index: int) -> int:
+        """That of h, or of c."""
+        cell = self._model.cells[index]
+        return cell.output_size if key == "h" else cell.hidden_size
 
     def _pick(self, value: str, number: int, axis: int, count: int, name: str) -> str:
         """One direction of a value, without the axis of directions."""
@@ -160,6 +226,11 @@ class Layers:
             return drawing.node(_MERGES[merge], both, name)
         total = drawing.node("Add", both, f"{name}_total")
         return drawing.node("Mul", [total, drawing.weights("half", 0.5)], name)
+
+
+def _in_8_bits(cell: Any) -> bool:
+    """Whether a layer is drawn as ordinary operators."""
+    return isinstance(cell, QuantizedLSTMCell)
 
 
 def _attributes(cell: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.cells.quantized import QuantizedLSTMCell
 from lstm_jax.checks import border, options
 from lstm_jax.convert import targets
 from lstm_jax.convert.onnx import library
@@ -35,6 +36,7 @@ ONNX = targets.Target(
         "skip": True,
     },
     merges=("concat", "sum", "mean", "mul"),
+    whole_cells=(QuantizedLSTMCell,),
 )
 _OLDEST = 14
 # What protobuf can hold in one message, less some for all that is not weights.
@@ -58,7 +60,9 @@ def to_onnx(
     The file computes what ``model.apply`` does without a key, for any batch and number
     of steps, in float32: parameters in half precision are widened, which is exact, and
     so is what is computed. Parameters in float64 stay so, with a warning, since
-    onnxruntime has no such LSTM for the CPU. Write it with ``onnx.save(model, path)``.
+    onnxruntime has no such LSTM for the CPU. Layers in 8 bits (:func:`quantize`) are
+    ordinary operators over a Scan, which compute the same within rounding. Write it
+    with ``onnx.save(model, path)``.
 
     Shapes:
         inputs: ``xs [B, T, I]`` (``[T, B, I]`` if ``time_major``), or ``ids [B, T]``
