@@ -73,6 +73,7 @@ def quantize(model: Any, params: PyTree) -> tuple[Any, PyTree]:
             merge=model.merge,
             residual=model.residual,
             skip=model.skip,
+            reverse=model.reverse,
         )
         quantized = tuple(
             Directions(

@@ -334,6 +334,24 @@ def test_stacks_of_two_directions(merge):
         same(state[1].backward.h[0], both[1][0, 0])
 
 
+@pytest.mark.parametrize("reverse", [(False, True), (True, False), True])
+def test_layers_that_run_backward_still_do(reverse):
+    plain = lj.LSTM(4, 9, 2, reverse=reverse)
+    model, params = lj.quantize(plain, random_params(plain, 2))
+    xs, lengths = normal(3, (3, 8, 4)), np.array([8, 0, 5])
+    ys, zero = xs, lj.LSTMState(*np.zeros((2, 3, 9), np.float32))
+    each = (True, True) if reverse is True else reverse
+    for layer, backward in zip(params, each, strict=True):
+        controls = {"lengths": lengths}
+        one = layer.forward._asdict()
+        ys = oracle.forward(one, ys, zero, zero, controls, reverse=backward)[0]
+    for implementation in RUNNERS:
+        _, actual = model.apply(
+            params, xs, lengths=lengths, implementation=implementation
+        )
+        same(actual, ys)
+
+
 def test_a_learned_start():
     plain = lj.LSTM(4, 9, learn_initial_state=True)
     made, params = lj.quantize(plain, random_params(plain, 2))

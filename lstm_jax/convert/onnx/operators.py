@@ -128,7 +128,8 @@ class Layers:
                 for key in "hc"
             )
             given = quantized.Given(inputs, h, c, self._valid)
-            parts = quantized.draw(drawing, name, cell, one, given, reverse=number == 1)
+            backwards = number == 1 or self._model._reversed[index]
+            parts = quantized.draw(drawing, name, cell, one, given, reverse=backwards)
             for part, axis in zip(parts, (1, 0, 0), strict=True):
                 axes = drawing.integers(axis)
                 made.append(drawing.node("Unsqueeze", [part, axes], f"{part}_of_both"))
