@@ -196,7 +196,7 @@ def trained_characters():
         return optax.apply_updates(params, updates), moments, value
 
     moments, rng, loss = tx.init(params), np.random.default_rng(0), None
-    for _ in range(150):
+    for _ in range(400):
         start = rng.integers(0, len(ids) - 129)
         params, moments, loss = step(params, moments, jnp.int32(start))
     return model, params, float(loss), jax.nn.one_hot(jnp.asarray(ids[:400]), 64)
