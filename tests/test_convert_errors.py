@@ -285,6 +285,10 @@ CASES = {
         lambda: lj.convert.state_from_keras([ones(2)]),
         "states[0]: expected [h, c] or [h, c, h, c], got 1 arrays.",
     ),
+    "no Keras state": (
+        lambda: lj.convert.state_from_keras(None),
+        "states[0]: expected [h, c] or [h, c, h, c], got NoneType.",
+    ),
     "one array as a Keras state": (
         lambda: lj.convert.state_from_keras(ones((2, 5))),
         "states[0]: expected [h, c] or [h, c, h, c], got one array of shape [2, 5].",

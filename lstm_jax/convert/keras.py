@@ -190,8 +190,9 @@ def state_from_keras(*states: Sequence[Any]) -> State:
     """
     layers = []
     for index, arrays in enumerate(states):
-        if len(arrays) not in (2, 4) or hasattr(arrays, "shape"):
-            got = f"{len(arrays)} arrays"
+        listed = isinstance(arrays, (list, tuple))
+        if not listed or len(arrays) not in (2, 4):
+            got = f"{len(arrays)} arrays" if listed else type(arrays).__name__
             if hasattr(arrays, "shape"):
                 got = f"one array of shape {list(np.shape(arrays))}"
             raise ValueError(
