@@ -308,23 +308,20 @@ class Layers(names.Guessed, Description):
         layers = []
         for index, cell in enumerate(cells):
             dtype = compute_dtype(cell, dtype)
-            layers.append(
-                Directions(
-                    *(
-                        trees.conform_state(
-                            cell,
-                            f"state[{index}].{Directions._fields[direction]}",
-                            None if state is None else state[index][direction],
-                            params[index][direction],
-                            xs,
-                            batch,
-                            dtype,
-                            length,
-                        )
-                        for direction in range(self._directions)
-                    )
+            states = (
+                trees.conform_state(
+                    cell,
+                    f"state[{index}].{Directions._fields[direction]}",
+                    None if state is None else state[index][direction],
+                    params[index][direction],
+                    xs,
+                    batch,
+                    dtype,
+                    length,
                 )
+                for direction in range(self._directions)
             )
+            layers.append(Directions(*states))
         return tuple(layers)
 
     def _make_program(self) -> Stack | None:

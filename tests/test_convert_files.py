@@ -6,6 +6,7 @@ that is installed writes.
 
 import dataclasses
 import json
+import os
 import zipfile
 
 import h5py
@@ -351,3 +352,13 @@ def test_outputs_that_are_kept_apart_are_said(tmp_path):
     with pytest.raises(ValueError, match="told, since .*m.h5 says None of 'bi'"):
         load_keras(path)
     assert load_keras(path, "bi", merge_mode="concat")[0].merge == "concat"
+
+
+def test_arguments_of_other_types_are_refused(tmp_path):
+    arrays = numbered("layers/lstm/cell/vars", weights())
+    path = write_objects(tmp_path / "m.weights.h5", arrays)
+    with pytest.raises(TypeError, match="layers: expected names, each an argument"):
+        load_keras(path, ["lstm"], **PLAIN)
+    with pytest.raises(TypeError, match="go_backwards: expected True or False"):
+        load_keras(path, go_backwards="no", **PLAIN)
+    assert has(load_keras(os.fsencode(path), "lstm", **PLAIN), weights())

@@ -54,7 +54,7 @@ class HDF5:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Opens the file, and lists what is in it."""
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
         if not os.path.isfile(self.path):
             raise FileNotFoundError(f"path: expected a file, got {self.path!r}.")
         if importlib.util.find_spec("h5py") is None:

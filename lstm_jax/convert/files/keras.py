@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lstm_jax.checks import border
+from lstm_jax.checks.options import check_flag
 from lstm_jax.convert import keras as arrays
 from lstm_jax.convert import layers as records
 from lstm_jax.convert.files import configs, listed, objects
@@ -92,6 +93,7 @@ def load_keras(
             there, is no LSTM, or has arrays that an LSTM has not; if layers do not fit
             together; if something must be told that the file does not say, or is told
             otherwise than it says.
+        TypeError: if a name is no text, or ``go_backwards`` no bool.
         ImportError: if h5py is not installed.
 
     Warns:
@@ -111,6 +113,13 @@ def load_keras(
         >>> model.input_size, model.hidden_size
         (3, 5)
     """
+    check_flag("go_backwards", go_backwards)
+    for name in layers:
+        if not isinstance(name, str):
+            raise TypeError(
+                "layers: expected names, each an argument by itself, got "
+                f"{type(name).__name__}."
+            )
     told = {
         "activation": activation,
         "recurrent_activation": recurrent_activation,
