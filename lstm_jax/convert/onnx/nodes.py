@@ -77,13 +77,7 @@ def read(
     """
     where = f"node {name!r} (LSTM)"
     given = _attributes(where, node)
-    inputs = dict(zip(_INPUTS, node.input, strict=False))
-    inputs = {key: value for key, value in inputs.items() if value}
-    if "X" not in inputs or len(node.input) > len(_INPUTS):
-        raise ValueError(
-            f"{where}: expected the inputs {', '.join(_INPUTS)}, X, W and R at least, "
-            f"got {list(node.input)}."
-        )
+    inputs = _inputs(where, node)
     arrays = _weights(where, inputs, constants)
     sizes = _sizes(where, given, arrays)
     coupled = bool(given.get("input_forget", 0))
@@ -116,6 +110,18 @@ def read(
         tuple(node.output),
         batch_first,
     )
+
+
+def _inputs(where: str, node: Any) -> dict[str, str]:
+    """The names of the inputs that there are, by the operator's names for them."""
+    inputs = dict(zip(_INPUTS, node.input, strict=False))
+    inputs = {key: value for key, value in inputs.items() if value}
+    if "X" not in inputs or len(node.input) > len(_INPUTS):
+        raise ValueError(
+            f"{where}: expected the inputs {', '.join(_INPUTS)}, X, W and R at least, "
+            f"got {list(node.input)}."
+        )
+    return inputs
 
 
 def _attributes(where: str, node: Any) -> dict[str, Any]:
