@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import LSTMCell
@@ -145,7 +146,7 @@ def _rounded(name: str, params: Any) -> Any:
                 f"{where}: expected {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}, which "
                 f"float32 holds, got {leaf.dtype.name}. Cast it, if that is meant."
             )
-        if not isinstance(leaf, jax.core.Tracer) and not _finite(leaf):
+        if not isinstance(leaf, core.Tracer) and not _finite(leaf):
             raise ValueError(f"{where}: expected finite numbers, got NaN or Inf.")
     return quantized_params(params)
 

@@ -20,8 +20,8 @@ _LOG2_E = np.float32(1.44269504)
 # log(2) in two parts: n * _LN2_HIGH is exact for the n that occur.
 _LN2_HIGH, _LN2_LOW = np.float32(0.693145752), np.float32(1.42860677e-6)
 # (exp(r) - 1) / r for |r| <= log(2) / 2, the highest power first: 1.4e-8 off at most.
-_EXP_M1_OVER_R = np.float32(
-    [1.39406126e-3, 8.36649071e-3, 4.16664034e-2, 1.66665435e-1, 0.5, 1.0]
+_EXP_M1_OVER_R = np.array(
+    [1.39406126e-3, 8.36649071e-3, 4.16664034e-2, 1.66665435e-1, 0.5, 1.0], np.float32
 )
 NO_GRADIENT = (
     "A quantized LSTM has no gradient: it rounds to 8 bits. Differentiate the model it "

@@ -28,9 +28,14 @@ LSTM_INLINE Vec LanesOfRows(const Scalar* at, int64_t row_step, int64_t left,
                             int count) {
   if (left <= 0) return Vec{};
   if constexpr (kIntegers<Scalar>) {
-    IntVec rows[kKr<Scalar>];
-    for (int n = 0; n < kKr<Scalar>; ++n) {
-      rows[n] = n < left ? LoadIntegers(at + n * row_step, count) : IntVec{};
+    constexpr int kPer = kKr<Scalar>;
+    const bool whole = left >= kPer && count >= kWidth;
+    IntVec rows[kPer];
+#pragma GCC unroll 4
+    for (int n = 0; n < kPer; ++n) {
+      rows[n] = whole      ? LoadIntegers(at + n * row_step)
+                : n < left ? LoadIntegersUpTo(at + n * row_step, count)
+                           : IntVec{};
     }
     return FromBits(Interleave(rows));
   } else {

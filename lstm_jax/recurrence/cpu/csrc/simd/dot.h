@@ -80,15 +80,26 @@ typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
 typedef int8_t UnalignedByteVec
     __attribute__((vector_size(kWidth), aligned(1), may_alias));
 
-// The first `count` of kWidth numbers in memory, and zeros.
-LSTM_INLINE IntVec LoadIntegers(const int8_t* from, int count) {
-  ByteVec bytes = {};
-  if (count >= kWidth) {
-    bytes = *reinterpret_cast<const UnalignedByteVec*>(from);
-  } else if (count > 0) {
-    std::memcpy(&bytes, from, count);
-  }
+// (By name where there is an instruction: GCC 12 does not find it.)
+LSTM_INLINE IntVec LoadIntegers(const int8_t* from) {
+#if LSTM_AVX512
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return reinterpret_cast<IntVec>(_mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#elif defined(__AVX2__) && LSTM_WIDTH == 8
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return reinterpret_cast<IntVec>(_mm256_cvtepi8_epi32(bytes));
+#else
+  const ByteVec bytes = *reinterpret_cast<const UnalignedByteVec*>(from);
   return __builtin_convertvector(bytes, IntVec);
+#endif
+}
+
+// The first `count` of kWidth numbers in memory, and zeros.
+LSTM_INLINE IntVec LoadIntegersUpTo(const int8_t* from, int count) {
+  if (count >= kWidth) return LoadIntegers(from);
+  int8_t bytes[kWidth] = {};
+  for (int n = 0; n < count; ++n) bytes[n] = from[n];
+  return LoadIntegers(bytes);
 }
 
 // kWidth lanes of B from as many rows as a lane has numbers.
@@ -103,7 +114,11 @@ LSTM_INLINE IntVec Interleave(const IntVec (&rows)[kIntegersPerLane]) {
 
 // kWidth numbers of A that follow each other in depth, where lane `to` begins.
 LSTM_INLINE void StoreIntegers(float* to, IntVec v) {
-#if LSTM_VNNI || defined(__aarch64__)
+#if LSTM_VNNI == 512
+  const __m512i bytes = reinterpret_cast<__m512i>(v + kOffset);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm512_maskz_cvtepi32_epi8(0xffff, bytes));
+#elif LSTM_VNNI || defined(__aarch64__)
   *reinterpret_cast<UnalignedByteVec*>(to) =
       __builtin_convertvector(v + kOffset, ByteVec);
 #else
