@@ -9,7 +9,7 @@ CASES ?= 200
 # elsewhere they are not.
 export LSTM_JAX_WERROR := 1
 
-.PHONY: train examples test test-all chaos peers bench docs wheel wheels sanitize lint clean
+.PHONY: train examples test test-all chaos peers bench aot aot-check docs wheel wheels sanitize lint clean
 
 # Goes on where it was stopped, if it was.
 train: $(VENV)/package.stamp $(VENV)/examples.stamp
@@ -62,6 +62,21 @@ peers: $(VENV)/package.stamp $(VENV)/tests.stamp $(VENV)/peers.stamp
 
 bench: $(VENV)/package.stamp $(VENV)/examples.stamp $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# What the compilers of TPUs and of an H100 say of the library and of its rivals, on a
+# machine that has neither; the environment is its own, since versions are pinned. All of
+# it takes half an hour; aot-check a minute, and fails where a loop has become longer.
+AOT_VENV := .venv-aot
+aot: $(AOT_VENV)/compilers.stamp
+	$(AOT_VENV)/bin/python -m benchmarks.aot $(AOT)
+
+aot-check: $(AOT_VENV)/compilers.stamp
+	$(AOT_VENV)/bin/python -m benchmarks.aot --check
+
+$(AOT_VENV)/compilers.stamp: pyproject.toml benchmarks/aot/cuda.txt
+	$(MAKE) VENV=$(AOT_VENV) $(AOT_VENV)/package.stamp $(AOT_VENV)/aot.stamp
+	$(AOT_VENV)/bin/python -m pip install --quiet --no-deps -r benchmarks/aot/cuda.txt
+	touch $@
 
 # The site: out/docs/index.html. A warning is an error.
 docs: $(VENV)/package.stamp $(VENV)/docs.stamp

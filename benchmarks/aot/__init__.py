@@ -1,0 +1,1 @@
+"""What accelerators' own compilers say of lstm_jax and its rivals, without a device."""

@@ -1,0 +1,43 @@
+"""What has to stay true of a few compiled programs; CI runs it in a minute."""
+
+from __future__ import annotations
+
+from benchmarks.aot.programs import Program
+from benchmarks.aot.table import Row, measure
+
+_SHAPE = (16, 64, 256)
+# For each program the most cycles or launches by step, some percent above what there
+# were when it was written. More is a loss that no test of values sees.
+LIMITS = {
+    ("v5e", Program("lstm_jax", "LSTM", "gradient", "bfloat16", *_SHAPE)): 27_000,
+    ("h100", Program("lstm_jax", "LSTM", "gradient", "bfloat16", *_SHAPE)): 15,
+    ("h100", Program("lstm_jax", "peephole", "gradient", "float32", *_SHAPE)): 18,
+}
+
+
+def wrong(row: Row, limit: float) -> str:
+    """What is not as it has to be; empty if all is."""
+    if row.error:
+        return row.error
+    figure = row.cycles if row.launches is None else row.launches
+    assert figure is not None
+    if figure > limit:
+        return f"{figure:,.2f} by step, and at most {limit:,} are allowed"
+    if row.two_in_place:
+        return f"{row.two_in_place} fusions update several buffers in place"
+    if row.collectives or row.collectives_outside:
+        return "collectives on one device"
+    return ""
+
+
+def run() -> int:
+    """Checks every program; returns how many are not as they have to be."""
+    failures = 0
+    for (target, program), limit in LIMITS.items():
+        row = measure(target, 1, program)
+        why = wrong(row, limit)
+        failures += bool(why)
+        figure = row.cycles if row.launches is None else row.launches
+        name = f"{target} {program.cell} {program.mode} {program.dtype}"
+        print(f"{name}: {why or f'{figure:,.2f} by step'} ({row.compile_s or 0:.0f} s)")
+    return failures
