@@ -9,9 +9,9 @@ _SHAPE = (16, 64, 256)
 # For each program the most cycles or launches by step, some percent above what there
 # were when it was written. More is a loss that no test of values sees.
 LIMITS = {
-    ("v5e", Program("lstm_jax", "LSTM", "gradient", "bfloat16", *_SHAPE)): 27_000,
-    ("h100", Program("lstm_jax", "LSTM", "gradient", "bfloat16", *_SHAPE)): 15,
-    ("h100", Program("lstm_jax", "peephole", "gradient", "float32", *_SHAPE)): 18,
+    ("v5e", Program("lstm_jax", "LSTM", "gradient", "bfloat16", *_SHAPE)): 9_500,
+    ("h100", Program("lstm_jax", "LSTM", "gradient", "bfloat16", *_SHAPE)): 6,
+    ("h100", Program("lstm_jax", "peephole", "gradient", "float32", *_SHAPE)): 7,
 }
 
 
@@ -23,7 +23,8 @@ def wrong(row: Row, limit: float) -> str:
     assert figure is not None
     if figure > limit:
         return f"{figure:,.2f} by step, and at most {limit:,} are allowed"
-    if row.two_in_place:
+    # GPUs have been given wrong results by such fusions, TPUs not: jax-ml/jax#39100.
+    if row.two_in_place and row.launches is not None:
         return f"{row.two_in_place} fusions update several buffers in place"
     if row.collectives or row.collectives_outside:
         return "collectives on one device"

@@ -8,6 +8,7 @@ description of the chip. Import this module before JAX: both read the environmen
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -74,9 +75,8 @@ def prepare() -> None:
 
 @functools.cache
 def _cuda_plugin() -> Any:
-    import jax_plugins.xla_cuda13 as plugin
-    from jax._src.lib import xla_client
-
+    plugin: Any = importlib.import_module("jax_plugins.xla_cuda13")
+    xla_client: Any = importlib.import_module("jaxlib.xla_client")
     library = pathlib.Path(plugin.__file__).with_name("xla_cuda_plugin.so")
     api = xla_client.load_pjrt_plugin_dynamically("cuda", str(library))
     xla_client.initialize_pjrt_plugin("cuda")
@@ -92,8 +92,7 @@ def _tpu(topology: str) -> Sequence[Any]:
 
 
 def _h100() -> Sequence[Any]:
-    from jax._src.lib import xla_client
-
+    xla_client: Any = importlib.import_module("jaxlib.xla_client")
     topology = xla_client.make_c_api_device_topology(
         _cuda_plugin(), "1x1x1", target_config=_description(), topology="1x1x1"
     )

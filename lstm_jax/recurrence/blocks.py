@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +27,18 @@ def scan_blocks(
 
     Args:
         block: takes the carry and the steps of one block, ``[n, ...]`` with ``n`` equal
-            to ``size`` or to what is left, and returns the carry and ``n`` outputs.
+            to ``size`` or to what is left, and returns the carry and outputs: ``n`` for
+            the steps, or 1 for the block.
         carry: what the first block starts from.
         steps: pytree of ``[T, ...]``.
         size: steps in one block.
         reverse: whether the blocks run from the last to the first.
 
     Returns:
-        The last carry, and the outputs, ``[T, ...]``.
+        The last carry, and the outputs of all blocks after each other.
     """
     length = jax.tree.leaves(steps)[0].shape[0]
-    if size == 1 or not isinstance(length, int):
-        return _scan_part(block, carry, steps, (0, length, 1), reverse)
-    whole = length - length % size
-    parts = [(0, whole, size)] if whole or not length else []
-    if whole < length:
-        parts.append((whole, length, length - whole))
+    parts = parts_of(length, size)
     outputs = []
     for part in reversed(parts) if reverse else parts:
         carry, ys = _scan_part(block, carry, steps, part, reverse)
@@ -53,8 +50,19 @@ def scan_blocks(
     return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *outputs)
 
 
-def _scan_part(block, carry, steps, part, reverse):
-    """Scans over steps ``start`` to ``stop`` in blocks of ``size``, which divides."""
+def parts_of(length: Any, size: int) -> list[tuple[Any, Any, int]]:
+    """``(start, stop, size)`` of the blocks of one size, and of a shorter last one."""
+    if size == 1 or not isinstance(length, int):
+        return [(0, length, 1)]
+    whole = length - length % size
+    parts = [(0, whole, size)] if whole or not length else []
+    if whole < length:
+        parts.append((whole, length, length - whole))
+    return parts
+
+
+def cut_blocks(steps: PyTree, part: tuple[Any, Any, int]) -> PyTree:
+    """The steps of a part by blocks: ``[count, size, ...]``."""
     start, stop, size = part
     count = (stop - start) // size
 
@@ -63,6 +71,22 @@ def _scan_part(block, carry, steps, part, reverse):
             leaf = leaf[start:stop]
         return leaf.reshape(count, size, *leaf.shape[1:])
 
-    carry, ys = lax.scan(block, carry, jax.tree.map(cut, steps), reverse=reverse)
-    join = lambda y: y.reshape(count * size, *y.shape[2:])
+    return jax.tree.map(cut, steps)
+
+
+def first_of_blocks(steps: PyTree, size: int, reverse: bool) -> PyTree:
+    """Of each block the step that a direction takes first."""
+    length = jax.tree.leaves(steps)[0].shape[0]
+    place = -1 if reverse else 0
+    first = [
+        jax.tree.map(lambda leaf: leaf[:, place], cut_blocks(steps, part))
+        for part in parts_of(length, size)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *first)
+
+
+def _scan_part(block, carry, steps, part, reverse):
+    """Scans over the blocks of a part."""
+    carry, ys = lax.scan(block, carry, cut_blocks(steps, part), reverse=reverse)
+    join = lambda y: y.reshape(y.shape[0] * y.shape[1], *y.shape[2:])
     return carry, jax.tree.map(join, ys)

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell
-from lstm_jax.numerics import added
+from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.numerics import added, narrowed_dtype
 from lstm_jax.types import Array, LSTMState, PyTree
 
 # Rows of the tape are as long as whole vectors of the widest processor.
@@ -46,6 +47,13 @@ class Inputs(NamedTuple):
     reset: Array | None = None
     reset_state: PyTree = None
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The compute dtype: inputs may have masks of other dtypes beside them."""
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.xs)]
+        floating = [dt for dt in dtypes if jnp.issubdtype(dt, jnp.floating)]
+        return min(floating or dtypes, key=lambda dt: dt.itemsize)
+
 
 class Outputs(NamedTuple):
     """What one direction returns.
@@ -66,7 +74,8 @@ class Saved(NamedTuple):
 
     Attributes:
         states: the state that entered each step.
-        pre: what ``update`` was given of inputs and state at each step.
+        pre: what ``update`` was given of inputs and state at each step, rounded to the
+            compute dtype.
     """
 
     states: PyTree
@@ -195,7 +204,15 @@ class Call:
 
     @property
     def taped(self) -> bool:
-        """Whether a :class:`Tape` is saved."""
+        """Whether a :class:`Tape` is saved.
+
+        Where a candidate wants one and, since it is the least that can be saved, of
+        every standard cell whose rows it does not make longer.
+        """
+        cell = self.cell
+        if isinstance(cell, LSTMCell) and cell.standard:
+            fits = cell.hidden_size % TAPE_UNITS == 0
+            return fits or any(candidate.taped for candidate in self.candidates)
         return any(candidate.taped for candidate in self.candidates)
 
     @property
@@ -285,8 +302,9 @@ def output_shapes(call: Call, direction: int, inputs: Inputs) -> Outputs:
     length = jax.tree.leaves(inputs.xs)[0].shape[0]
     pre, (_, y), _ = traced_step(call.cell, inputs)
     for_all = lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype)
+    narrow = lambda leaf: leaf.update(dtype=narrowed_dtype(leaf.dtype, inputs.dtype))
     state = jax.tree.map(_like, inputs.state)
-    saved = Saved(*jax.tree.map(for_all, (state, pre)))
+    saved = Saved(*jax.tree.map(for_all, (state, jax.tree.map(narrow, pre))))
     if call.taped:
         saved = _tape_shapes(call.cell, inputs)
     ys = jax.tree.map(for_all, state if call.emit_states else y)

@@ -55,7 +55,7 @@ def _plain(call, reverse, inputs):
 @_plain.defjvp
 def _plain_jvp(call, reverse, primals, tangents):
     (inputs,), (d_inputs,) = primals, tangents
-    last, ys, saved = save(call, inputs, reverse, Arrangement())
+    last, ys, saved, _ = save(call, inputs, reverse, Arrangement())
     d_inputs = without_float0(d_inputs)
     d_last, d_ys = one_tangent(call, inputs, d_inputs, saved, reverse, Arrangement())
     return (last, batch_axis_first(ys)), (d_last, batch_axis_first(d_ys))

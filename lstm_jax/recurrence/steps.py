@@ -1,15 +1,16 @@
 """The loops of the reference: forward, forward with all that is kept, and tangents.
 
-Two arrangements, each the fastest that XLA:CPU was measured with:
+Two loops, each arranged as XLA was found to be fastest on its platform:
 
-* Without a derivative: a scan over blocks of a few steps. The block's inputs are
-  projected in one product inside the loop, so that the projection never leaves the
-  cache, and its steps are unrolled.
-* With one: a scan over single steps that keeps, for each, the state that entered it and
-  its pre-activations, and a second scan for the tangents, in which the parameters are
-  constants. What the parameters' tangents contribute is added for all steps at once, so
-  that in the transpose, which JAX makes by itself, a weight gradient is one product
-  after the loop instead of a sum inside it.
+* Forward: a scan over blocks of a few steps. The block's inputs are projected in one
+  product inside the loop, so that the projection never leaves the cache, and its steps
+  are unrolled. Where a derivative follows it keeps, for each step, the state that
+  entered it and its pre-activations; XLA:CPU is faster then by single steps.
+* Tangents: a scan over single steps, in which the parameters are constants. What the
+  parameters' tangents contribute is added for all steps at once, so that in the
+  transpose, which JAX makes by itself, a weight gradient is one product after the loop
+  instead of a sum inside it. Accelerators have a backward pass of their own instead of
+  that transpose: :mod:`lstm_jax.recurrence.backward`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.base import Cell
-from lstm_jax.numerics import added, merging_rows, where_rows, widened, zero_where_not
+from lstm_jax.numerics import (
+    added,
+    merging_rows,
+    narrowed,
+    where_rows,
+    widened,
+    zero_where_not,
+)
 from lstm_jax.recurrence.blocks import scan_blocks
-from lstm_jax.recurrence.contract import Call, Inputs, Saved, keep
+from lstm_jax.recurrence.contract import Call, Inputs, Saved, keep, traced_step
 from lstm_jax.types import Array, PyTree
 
 
@@ -33,7 +41,12 @@ class Arrangement(NamedTuple):
     """How the loops are arranged; the results are the same.
 
     Attributes:
-        block: steps unrolled in one block of the loop without a derivative.
+        block: steps unrolled in one block of the forward loop without a derivative.
+        differentiated: the same where a derivative follows, and of the backward pass,
+            which is JAX's transpose where this is 1.
+        apart: whether what such a block reads and writes at once is cut into arrays of
+            single steps. XLA:TPU leaves one in HBM that several steps read, and a step
+            waits for that longer than it computes; on a GPU a cut is a launch.
         widen: whether half-precision states and outputs are float32 inside the loop.
             XLA:CPU rewrites a whole half-precision buffer at each step that writes to
             it. The products are not widened.
@@ -43,6 +56,8 @@ class Arrangement(NamedTuple):
     """
 
     block: int = 8
+    differentiated: int = 1
+    apart: bool = False
     widen: bool = False
     merge: bool = False
     by_row: bool = False
@@ -50,41 +65,22 @@ class Arrangement(NamedTuple):
 
 def forward(call: Call, inputs: Inputs, reverse: bool, how: Arrangement) -> tuple:
     """Runs one direction without a derivative: ``(last, ys)``."""
-    cell, inputs = call.cell, widened(inputs) if how.widen else inputs
-
-    def block(state, steps):
-        xs, valid, reset = steps
-        length = jax.tree.leaves(xs)[0].shape[0]
-        zs = cell.project(params, xs)
-        ys = [None] * length
-        for t in reversed(range(length)) if reverse else range(length):
-            z, ok, new = jax.tree.map(lambda leaf: leaf[t], (zs, valid, reset))
-            state = enter(state, new, inputs.reset_state)
-            pre = keep(cell, z, cell.recur(params, state))
-            state, y = hold(ok, state, _update(cell, params, state, pre))
-            ys[t] = zero_where_not(ok, state if call.emit_states else y)
-        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
-
-    params = inputs.params
-    steps = (inputs.xs, inputs.valid, inputs.reset)
-    length = jax.tree.leaves(inputs.xs)[0].shape[0]
-    size = _block_size(length, how.block)
-    with merging_rows(how.merge):
-        return scan_blocks(block, inputs.state, steps, size, reverse=reverse)
-
-
-def _block_size(length: Any, block: int) -> int:
-    """The divisor of ``length`` nearest to ``block``, or that where none is near."""
-    if not isinstance(length, int):
-        return 1
-    near = [n for n in range(block // 2 + 1, 2 * block) if length % n == 0]
-    return min(near, key=lambda n: abs(n - block), default=block)
+    last, (ys,) = _run(call, inputs, reverse, how, keeping=False)
+    return last, ys
 
 
 def save(
     call: Call, inputs: Inputs, reverse: bool, how: Arrangement
-) -> tuple[PyTree, PyTree, Saved]:
-    """Runs one direction and keeps what its tangents need: ``(last, ys, saved)``."""
+) -> tuple[PyTree, PyTree, Saved, PyTree]:
+    """Runs one direction and keeps what its derivatives need.
+
+    Returns:
+        ``(last, ys, saved, starts)``; the last is the state that entered the first step
+        of each block.
+    """
+    if how.differentiated > 1:
+        last, (ys, states, pre, starts) = _run(call, inputs, reverse, how, keeping=True)
+        return last, ys, Saved(states, pre), starts
     cell, inputs = call.cell, widened(inputs) if how.widen else inputs
     params = inputs.params
 
@@ -92,13 +88,69 @@ def save(
         x, ok, new = steps
         state = enter(state, new, inputs.reset_state)
         pre = keep(cell, cell.project(params, x), cell.recur(params, state))
-        after, y = hold(ok, state, _update(cell, params, state, pre))
+        after, y = hold(ok, state, update(cell, params, state, pre))
         return after, (zero_where_not(ok, after if call.emit_states else y), state, pre)
 
     steps = (inputs.xs, inputs.valid, inputs.reset)
     with merging_rows(how.merge):
         last, (ys, *saved) = lax.scan(step, inputs.state, steps, reverse=reverse)
-    return last, ys, Saved(*saved)
+    return last, ys, Saved(*saved), saved[0]
+
+
+def _run(
+    call: Call, inputs: Inputs, reverse: bool, how: Arrangement, *, keeping: bool
+) -> tuple[PyTree, tuple]:
+    cell, dtype = call.cell, inputs.dtype
+    inputs = widened(inputs) if how.widen else inputs
+    params = inputs.params
+
+    def block(state, steps):
+        xs, valid, reset = steps
+        zs, outs, entering = cell.project(params, xs), {}, {}
+        singly = one_by_one((zs, valid, reset), apart=how.apart and keeping)
+        order = in_order(len(singly), reverse)
+        for t in order:
+            z, ok, new = singly[t]
+            state = entering[t] = enter(state, new, inputs.reset_state)
+            pre = keep(cell, z, cell.recur(params, state))
+            state, y = hold(ok, state, update(cell, params, state, pre))
+            outs[t] = (zero_where_not(ok, state if call.emit_states else y),)
+            if keeping:
+                outs[t] += entering[t], narrowed(pre, dtype)
+        start = together({0: entering[order[0]]})
+        return state, together(outs) + ((start,) if keeping else ())
+
+    steps = (inputs.xs, inputs.valid, inputs.reset)
+    length = jax.tree.leaves(inputs.xs)[0].shape[0]
+    size = block_size(length, how.differentiated if keeping else how.block)
+    with merging_rows(how.merge):
+        return scan_blocks(block, inputs.state, steps, size, reverse=reverse)
+
+
+def block_size(length: Any, block: int) -> int:
+    """The divisor of ``length`` nearest to ``block``, or that where none is near."""
+    if not isinstance(length, int):
+        return 1
+    near = [n for n in range(block // 2 + 1, 2 * block) if length % n == 0]
+    return min(near, key=lambda n: abs(n - block), default=block)
+
+
+def in_order(length: int, reverse: bool) -> range:
+    """The steps of a block in the order in which a direction takes them."""
+    return range(length)[::-1] if reverse else range(length)
+
+
+def one_by_one(steps: PyTree, *, apart: bool) -> list[PyTree]:
+    """The steps of a block; see :class:`Arrangement` for ``apart``."""
+    length = jax.tree.leaves(steps)[0].shape[0]
+    singly = [jax.tree.map(lambda leaf: leaf[t], steps) for t in range(length)]
+    return lax.optimization_barrier(singly) if apart else singly
+
+
+def together(steps: dict[int, PyTree]) -> PyTree:
+    """What steps returned, by their places in time, as arrays over time."""
+    in_time = [steps[t] for t in range(len(steps))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *in_time)
 
 
 def one_tangent(
@@ -111,6 +163,7 @@ def one_tangent(
 ) -> tuple[PyTree, PyTree]:
     """Tangents of one direction, ``(d_last, d_ys)``; None in ``d_inputs`` is zero."""
     cell = call.cell
+    like, *_ = traced_step(cell, inputs)
     if how.widen:
         inputs, d_inputs, saved = widened((inputs, d_inputs, saved))
     params, d_params = inputs.params, d_inputs.params
@@ -119,11 +172,12 @@ def one_tangent(
         d_zs = _jvp(cell.project, (params, inputs.xs), (d_params, d_inputs.xs))
         d_rs = _jvp(lambda p: cell.recur(p, states), (params,), (d_params,))
     d_pres = (added(d_zs, d_rs), None) if cell.additive else (d_zs, d_rs)
-    d_reset_state = _instantiated(inputs.reset_state, d_inputs.reset_state)
+    d_reset_state = instantiated(inputs.reset_state, d_inputs.reset_state)
     d_update = _update_tangent(cell, inputs, d_params, how)
 
     def step(d_state, steps):
         (d_z, d_r), state, pre, ok, new = steps
+        pre = pre if how.widen else cast_tree(pre, like)
         d_state = enter(d_state, new, d_reset_state)
         _, d_through = jax.jvp(lambda s: cell.recur(params, s), (state,), (d_state,))
         if cell.additive:
@@ -133,9 +187,19 @@ def one_tangent(
         d_after, d_y = hold(ok, d_state, d_update(state, pre, d_state, d_pre))
         return d_after, zero_where_not(ok, d_after if call.emit_states else d_y)
 
-    d_state = _instantiated(inputs.state, d_inputs.state)
+    d_state = instantiated(inputs.state, d_inputs.state)
     steps = (d_pres, states, pres, inputs.valid, inputs.reset)
     return lax.scan(step, d_state, steps, reverse=reverse)
+
+
+def cast_tree(values: PyTree, like: PyTree) -> PyTree:
+    """Casts arrays to the dtypes of others; None stays."""
+    leaves, structure = jax.tree.flatten(like)
+    cast = [
+        None if value is None else value.astype(leaf.dtype)
+        for value, leaf in zip(structure.flatten_up_to(values), leaves, strict=True)
+    ]
+    return structure.unflatten(cast)
 
 
 def _update_tangent(
@@ -148,13 +212,13 @@ def _update_tangent(
     """
 
     def derivative(params, d_params, state, pre, d_state, d_pre):
-        update = lambda params, state, pre: _update(cell, params, state, pre)
-        return _jvp(update, (params, state, pre), (d_params, d_state, d_pre))
+        one = lambda params, state, pre: update(cell, params, state, pre)
+        return _jvp(one, (params, state, pre), (d_params, d_state, d_pre))
 
     params = inputs.params
     if how.by_row:
         by_row = cell.params_by_row(params)
-        batch = _batch_shape(cell, inputs.state)
+        batch = batch_shape(cell, inputs.state)
         d_params = _spread(d_params, by_row, batch)
         axes = jax.tree.map(lambda row: 0 if row else None, by_row)
         for _ in batch:
@@ -163,7 +227,8 @@ def _update_tangent(
     return jax.checkpoint(closed, prevent_cse=False)
 
 
-def _batch_shape(cell: Cell, state: PyTree) -> tuple[int, ...]:
+def batch_shape(cell: Cell, state: PyTree) -> tuple[int, ...]:
+    """The batch axes of a state."""
     one = jax.tree.leaves(jax.eval_shape(lambda: cell.zero_state(())))[0]
     leaf = jax.tree.leaves(state)[0]
     return leaf.shape[: leaf.ndim - one.ndim]
@@ -204,13 +269,14 @@ def without_float0(tangents: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: None if is_float0(leaf) else leaf, tangents)
 
 
-def _instantiated(primals: PyTree, tangents: PyTree) -> PyTree:
+def instantiated(primals: PyTree, tangents: PyTree) -> PyTree:
     """Tangents with zeros where there is none."""
     zeros = lambda leaf, tangent: jnp.zeros_like(leaf) if tangent is None else tangent
     return jax.tree.map(zeros, primals, tangents)
 
 
-def _update(cell: Cell, params: PyTree, state: PyTree, kept: tuple) -> tuple:
+def update(cell: Cell, params: PyTree, state: PyTree, kept: tuple) -> tuple:
+    """``(state, y)`` after a step, from what is kept of z and r."""
     z, r = kept
     if r is None:
         r = jax.tree.map(jnp.zeros_like, z)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.base import Cell
-from lstm_jax.numerics import accumulation_dtype
+from lstm_jax.recurrence.blocks import first_of_blocks
 from lstm_jax.recurrence.contract import (
     TAPE_UNITS,
     Inputs,
@@ -23,37 +23,53 @@ from lstm_jax.types import Array, LSTMState, PyTree
 _GATES = 4  # that a tape has room for; a variant may have fewer
 
 
-def pack(cell: Cell, inputs: Inputs, saved: Saved) -> Tape:
-    """What the reference saved of an additive LSTM, as a :class:`Tape`."""
-    (h, c), (pre, _) = saved
-    z, xs = _first(pre), _first(inputs.xs)
-    units = c.shape[-1]
-    gates = z.reshape(*z.shape[:-1], z.shape[-1] // units, units).astype(xs.dtype)
+def pack(cell: Cell, inputs: Inputs, saved: Saved, starts: LSTMState) -> Tape:
+    """What the reference saved of an additive LSTM, as a :class:`Tape`.
+
+    Its first rows of cells are those of ``starts``, which entered the blocks.
+    """
+    states, (pre, _) = saved
+    z, dtype = _first(pre), inputs.dtype
+    units = starts.c.shape[-1]
+    gates = z.reshape(*z.shape[:-1], z.shape[-1] // units, units).astype(dtype)
     gates = _padded(_padded(gates, -2, _GATES), -1, TAPE_UNITS)
     gates = gates.reshape(*gates.shape[:-2], math.prod(gates.shape[-2:]))
+    cells = _padded(starts.c, -1, TAPE_UNITS)
+    cells = lax.bitcast_convert_type(cells, bits_of(cells.dtype))
+    blocks, length = cells.shape[0], z.shape[0]
+    if isinstance(length, int) and blocks < length:
+        rest = jnp.zeros((length - blocks, *cells.shape[1:]), cells.dtype)
+        cells = jnp.concatenate([cells, rest])
     return Tape(
-        lax.bitcast_convert_type(gates, bits_of(xs.dtype)),
-        lax.bitcast_convert_type(_padded(c, -1, TAPE_UNITS), bits_of(c.dtype)),
-        h if keeps_entering(cell, inputs) else None,
+        lax.bitcast_convert_type(gates, bits_of(dtype)),
+        cells,
+        states.h if keeps_entering(cell, inputs) else None,
     )
 
 
 def unpack(
-    cell: Cell, inputs: Inputs, tape: Tape, hidden: Array | None, reverse: bool
-) -> Saved:
-    """The inverse of :func:`pack`; ``hidden`` are all h where none is on the tape."""
+    cell: Cell,
+    inputs: Inputs,
+    tape: Tape,
+    hidden: Array | None,
+    reverse: bool,
+    size: int,
+) -> tuple[Saved, LSTMState]:
+    """The inverse of :func:`pack`, with no c in the states.
+
+    ``hidden`` are all h where none is on the tape; ``size`` that of the blocks.
+    """
     h, c = inputs.state
-    dtype, units = _first(inputs.xs).dtype, c.shape[-1]
+    units = c.shape[-1]
     columns = jax.eval_shape(cell.project, inputs.params, inputs.xs)
     columns = _first(columns).shape[-1]
-    gates = lax.bitcast_convert_type(tape.gates, dtype)
+    gates = lax.bitcast_convert_type(tape.gates, inputs.dtype)
     gates = gates.reshape(*gates.shape[:-1], _GATES, gates.shape[-1] // _GATES)
     gates = gates[..., : columns // units, :units]
-    pre = gates.reshape(*gates.shape[:-2], columns).astype(accumulation_dtype(dtype))
+    pre = gates.reshape(*gates.shape[:-2], columns)
     if isinstance(inputs.xs, tuple):
         # What has no part in the sum is as it came in.
         pre = (pre, *inputs.xs[1:])
-    cells = lax.bitcast_convert_type(tape.cells, c.dtype)[..., :units]
     entering = tape.entering
     if hidden is not None:
         first = jnp.expand_dims(h, 0)
@@ -61,7 +77,11 @@ def unpack(
         start, length = int(reverse), hidden.shape[0]
         joined = jnp.concatenate(around)
         entering = lax.slice_in_dim(joined, start, start + length)
-    return Saved(LSTMState(entering, cells), (pre, None))
+    h_starts = first_of_blocks(entering, size, reverse)
+    cells = tape.cells[: h_starts.shape[0]] if size > 1 else tape.cells
+    cells = lax.bitcast_convert_type(cells, c.dtype)[..., :units]
+    states = LSTMState(entering, None)
+    return Saved(states, (pre, None)), LSTMState(h_starts, cells)
 
 
 def _first(tree: PyTree) -> Array:

@@ -6,30 +6,43 @@ JAX lowers them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell
-from lstm_jax.recurrence import tape
+from lstm_jax.recurrence import backward, tape
+from lstm_jax.recurrence.blocks import first_of_blocks
 from lstm_jax.recurrence.contract import (
     Call,
     Implementation,
+    Inputs,
     Outputs,
+    Saved,
     Target,
     cast_like,
     numbered,
     saved_of,
 )
-from lstm_jax.recurrence.steps import Arrangement, forward, one_tangent, save
-from lstm_jax.types import Array
+from lstm_jax.recurrence.steps import (
+    Arrangement,
+    block_size,
+    forward,
+    one_tangent,
+    save,
+)
+from lstm_jax.types import Array, LSTMState
 
 
 def arrangement(target: Target) -> Arrangement:
     """The arrangement for what a program is lowered for."""
+    accelerator = target.platform not in ("cpu", None)
     return Arrangement(
+        differentiated=16 if accelerator else 1,
+        apart=target.platform == "tpu",
         widen=target.platform == "cpu",
         merge=not target.partitioned and target.platform is not None,
         by_row=target.partitioned,
@@ -45,17 +58,23 @@ class Reference(Implementation):
     def why_not(self, cell: Cell, dtype: Any) -> None:
         """There is nothing it can't run."""
 
+    def arrangement(self, target: Target) -> Arrangement:
+        """How the loops are arranged."""
+        return arrangement(target)
+
     def run(self, call: Call, args: Sequence[Array], target: Target) -> list[Array]:
         """The forward pass; see :meth:`Implementation.run`."""
-        how, shapes = arrangement(target), call.shapes(args)
+        how, shapes = self.arrangement(target), call.shapes(args)
         saving = set(jax.tree.leaves([one.saved for one in numbered(shapes)]))
         results = []
         for n, (one, reverse) in enumerate(
             zip(call.inputs(args), call.reverse, strict=True)
         ):
             if saving & set(call.emit):
-                last, ys, saved = save(call, one, reverse, how)
-                saved = tape.pack(call.cell, one, saved) if call.taped else saved
+                last, ys, saved, starts = save(call, one, reverse, how)
+                saved = (
+                    tape.pack(call.cell, one, saved, starts) if call.taped else saved
+                )
             else:
                 (last, ys), saved = forward(call, one, reverse, how), shapes[n].saved
             results.append(Outputs(last, ys, saved))
@@ -65,14 +84,46 @@ class Reference(Implementation):
         self, call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
     ) -> list[Array]:
         """The tangents; see :meth:`Implementation.tangent`."""
-        return tangent(call, which, args, target)
+        end = len(args) - sum(which)
+        leaves, tangents = args[: call.leaves], iter(args[end:])
+        d_inputs = call.inputs([next(tangents) if moves else None for moves in which])
+        how, shapes = self.arrangement(target), call.shapes(leaves)
+        results = []
+        for n, (one, saved, starts) in enumerate(_kept(call, args[:end], how)):
+            reverse = call.reverse[n]
+            if call.taped:
+                states = starts
+                if _in_blocks(one, how):
+                    states = backward.entering(call, one, saved, starts, reverse, how)
+                saved = Saved(LSTMState(saved.states.h, states.c), saved.pre)
+            d_one = one_tangent(call, one, d_inputs[n], saved, reverse, how)
+            results.append(Outputs(*d_one, shapes[n].saved))
+        return cast_like(call.emitted(shapes, results), call.emitted(shapes, shapes))
 
     def pullback(
         self, call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
     ) -> list[Array]:
         """The backward pass; see :meth:`Implementation.pullback`."""
-        end = len(args) - len(call.emit)
+        how, end = self.arrangement(target), len(args) - len(call.emit)
         leaves, before, cotangents = args[: call.leaves], args[:end], args[end:]
+        if not _in_blocks(call.inputs(leaves)[0], how):
+            transpose = functools.partial(self._transposed, call, which, target)
+            return transpose(before, cotangents)
+        d_outputs = call.outputs(call.shapes(leaves), cotangents)
+        d_inputs = [
+            backward.pull(call, one, saved, starts, d_outputs[n], call.reverse[n], how)
+            for n, (one, saved, starts) in enumerate(_kept(call, before, how))
+        ]
+        grads = call.tree.flatten_up_to(tuple(d_inputs))
+        return [
+            grad.astype(leaf.dtype)
+            for grad, leaf, want in zip(grads, leaves, which, strict=True)
+            if want
+        ]
+
+    def _transposed(self, call, which, target, before, cotangents):
+        """The backward pass that JAX makes of the tangents."""
+        leaves = before[: call.leaves]
         moving = [leaf for leaf, moves in zip(leaves, which, strict=True) if moves]
         shapes = call.shapes(leaves)
         wanted = call.emitted(shapes, shapes)
@@ -84,31 +135,34 @@ class Reference(Implementation):
 
         @function.defjvp
         def rule(_, tangents):
-            return function(*moving), tangent(call, which, (*before, *tangents), target)
+            args = (*before, *tangents)
+            return function(*moving), self.tangent(call, which, args, target)
 
         return list(jax.vjp(function, *moving)[1](list(cotangents)))
 
 
-def tangent(
-    call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
-) -> list[Array]:
-    """The tangents of ``call.emit``, linear in those of the inputs ``which`` says.
+def _in_blocks(inputs: Inputs, how: Arrangement) -> bool:
+    """Whether derivatives go by blocks of steps: not if their number is not known."""
+    length = jax.tree.leaves(inputs.xs)[0].shape[0]
+    return how.differentiated > 1 and isinstance(length, int)
 
-    The arguments are the leaves of the inputs, what the reference saved, and the
-    tangents.
+
+def _kept(
+    call: Call, args: Sequence[Array], how: Arrangement
+) -> Iterator[tuple[Inputs, Saved, Any]]:
+    """Each direction's inputs, what was saved, and the states that entered blocks.
+
+    The arguments are the leaves of the inputs, and what the reference saved. There is
+    no c in the states from a tape.
     """
-    end = len(args) - sum(which)
-    leaves, tangents = args[: call.leaves], iter(args[end:])
-    d_inputs = call.inputs([next(tangents) if moves else None for moves in which])
-    shapes = call.shapes(leaves)
-    all_saved = saved_of(shapes, args[call.leaves : end])
-    results = []
-    for n, (one, reverse) in enumerate(
-        zip(call.inputs(leaves), call.reverse, strict=True)
+    leaves = args[: call.leaves]
+    all_saved = saved_of(call.shapes(leaves), args[call.leaves :])
+    for one, (saved, hidden), reverse in zip(
+        call.inputs(leaves), all_saved, call.reverse, strict=True
     ):
-        saved, hidden = all_saved[n]
+        length = jax.tree.leaves(one.xs)[0].shape[0]
+        size = block_size(length, how.differentiated)
         if call.taped:
-            saved = tape.unpack(call.cell, one, saved, hidden, reverse)
-        d_one = one_tangent(call, one, d_inputs[n], saved, reverse, arrangement(target))
-        results.append(Outputs(*d_one, shapes[n].saved))
-    return cast_like(call.emitted(shapes, results), call.emitted(shapes, shapes))
+            yield one, *tape.unpack(call.cell, one, saved, hidden, reverse, size)
+        else:
+            yield one, saved, first_of_blocks(saved.states, size, reverse)

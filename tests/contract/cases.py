@@ -18,11 +18,13 @@ from tests.common import (
     random_params,
     random_state,
 )
+from tests.contract.loops import GPULoops, TPULoops
 from tests.contract.toy import Toy
 
 CELLS = cell_cases()
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-TOY = Toy()
+# Implementations that are there for tests alone.
+EXTRA = (Toy(), TPULoops(), GPULoops())
 ALL = ("lengths", "mask", "reset")
 
 
@@ -93,7 +95,7 @@ def _subjects():
     runners = [one for one in choice.IMPLEMENTATIONS if one.unavailable() is None]
     return [
         Subject(name, one.name, dtype)
-        for one in (*runners, TOY)
+        for one in (*runners, *EXTRA)
         for name, cell in CELLS.items()
         for dtype in DTYPES
         if one.why_not(as_cell(cell).without_noise, dtype) is None

@@ -42,11 +42,13 @@ def subject_of(item):
 
 @pytest.fixture(autouse=True)
 def examined(request, monkeypatch):
-    """64-bit types and the toy implementation, for the subjects that need them."""
+    """64-bit types and the implementations of tests, for subjects that need them."""
     subject = subject_of(request.node)
-    if subject is not None and subject.implementation == cases.TOY.name:
-        both = (cases.TOY, *choice.IMPLEMENTATIONS)
-        monkeypatch.setattr(choice, "IMPLEMENTATIONS", both)
+    name = None if subject is None else subject.implementation
+    if extra := [one for one in cases.EXTRA if one.name == name]:
+        monkeypatch.setattr(
+            choice, "IMPLEMENTATIONS", (*extra, *choice.IMPLEMENTATIONS)
+        )
     wide = subject is not None and subject.dtype == "float64"
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         yield
