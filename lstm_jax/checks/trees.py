@@ -330,3 +330,23 @@ def check_layers(name: str, cells: Any, value: Any, bidirectional: bool) -> None
             raise ValueError(
                 f"{name}[{index}].backward: expected {expected}, got {got}."
             )
+
+
+def check_after(cell: Any, before: PyTree, returned: Any) -> None:
+    """Checks that the state after a step has the form of that before it."""
+    expected = f"update: expected (state, y) from {cell!r}"
+    if type(returned) is not tuple or len(returned) != 2:
+        raise TypeError(f"{expected}, got {type(returned).__name__}.")
+    got, form = jax.tree.structure(returned[0]), jax.tree.structure(before)
+    if got != form:
+        raise ValueError(
+            f"{expected}, with a state of the structure {form}, got {got}."
+        )
+    for (path, old), new in zip(
+        jax.tree.leaves_with_path(before), jax.tree.leaves(returned[0]), strict=True
+    ):
+        if old.shape != new.shape:
+            raise ValueError(
+                f"{expected}, with state{jax.tree_util.keystr(path)} of shape "
+                f"{list(old.shape)}, as it was given, got {list(new.shape)}."
+            )

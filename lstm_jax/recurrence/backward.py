@@ -228,7 +228,7 @@ class _Step:
         return d_before, Sums(params, _added(sums.reset_state, again)), d_pre
 
     def _of_recur(self, d_z: PyTree, d_r: PyTree) -> PyTree:
-        """The gradient of what ``recur`` returns: that of a sum is that of its parts."""
+        """The gradient of what ``recur`` returns: a sum's is that of its parts."""
         if not self.cell.additive:
             return d_r
         like = jax.eval_shape(self.cell.recur, self.params, self.inputs.state)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.checks.trees import check_after
 from lstm_jax.numerics import added, narrowed_dtype
 from lstm_jax.types import Array, LSTMState, PyTree
 
@@ -336,28 +337,8 @@ def _traced_step(cell: Cell, structure: Any, leaves: tuple) -> tuple:
 
     args = structure.unflatten(leaves)
     jaxpr, shapes = jax.make_jaxpr(step, return_shape=True)(*args)
-    _check_after(cell, args[1], shapes[1])
+    check_after(cell, args[1], shapes[1])
     return *shapes, frozenset(jaxpr.effects)
-
-
-def _check_after(cell: Cell, before: PyTree, returned: Any) -> None:
-    """Checks that the state after a step has the form of that before it."""
-    expected = f"update: expected (state, y) from {cell!r}"
-    if type(returned) is not tuple or len(returned) != 2:
-        raise TypeError(f"{expected}, got {type(returned).__name__}.")
-    got, form = jax.tree.structure(returned[0]), jax.tree.structure(before)
-    if got != form:
-        raise ValueError(
-            f"{expected}, with a state of the structure {form}, got {got}."
-        )
-    for (path, old), new in zip(
-        jax.tree.leaves_with_path(before), jax.tree.leaves(returned[0]), strict=True
-    ):
-        if old.shape != new.shape:
-            raise ValueError(
-                f"{expected}, with state{jax.tree_util.keystr(path)} of shape "
-                f"{list(old.shape)}, as it was given, got {list(new.shape)}."
-            )
 
 
 def _tape_shapes(cell: Cell, inputs: Inputs) -> Tape:

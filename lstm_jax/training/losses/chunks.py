@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from lstm_jax import meshes
 from lstm_jax.numerics import accumulation_dtype, matmul
 from lstm_jax.training.losses.by_shard import by_shard
+from lstm_jax.training.losses.counted import cross_entropies
 from lstm_jax.types import Array
 
 # Which arguments there are a row for each token of, and which can be differentiated:
@@ -96,7 +96,7 @@ def _plainly_with_gradients(walk, fixed, *moving):
 def _plainly(ys, kernel, bias, weights, targets, valid):
     keep = jnp.expand_dims(valid, -1)
     logits = _logits(ys, kernel, bias, keep)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    losses = cross_entropies(logits, targets)
     return jnp.sum(weights * jnp.where(valid, losses, jnp.zeros_like(losses)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -63,6 +64,16 @@ def valid_elements(shape: tuple[int, ...], mask: Any, lengths: Any) -> Array:
 def count(valid: Array) -> Array:
     """How many are True, int32."""
     return jnp.sum(valid, dtype=jnp.int32)
+
+
+def cross_entropies(logits: Array, targets: Array) -> Array:
+    """The cross-entropy of each row of ``[..., V]`` with its target.
+
+    Optax's takes the target's logit in a way whose gradient JAX 0.12 refuses where axes
+    of a mesh are explicit.
+    """
+    right = jnp.take_along_axis(logits, jnp.expand_dims(targets, -1), -1)
+    return jax.nn.logsumexp(logits, -1) - jnp.squeeze(right, -1)
 
 
 def finish(total: Array, weight: Array, weighted: bool) -> Any:

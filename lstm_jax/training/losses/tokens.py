@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import optax
 
 from lstm_jax.checks import arrays as shapes
 from lstm_jax.checks import options, slips
 from lstm_jax.numerics import accumulation_dtype
 from lstm_jax.training.losses.classes import take_classes
-from lstm_jax.training.losses.counted import count, finish
+from lstm_jax.training.losses.counted import count, cross_entropies, finish
 from lstm_jax.training.losses.weighted import Weighted
 from lstm_jax.types import Array
 
@@ -63,7 +62,7 @@ def cross_entropy(
     zero = jnp.zeros((), logits.dtype)
     keep = jnp.expand_dims(tokens.valid, -1)
     logits = jnp.where(keep, logits, zero)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens.targets)
+    losses = cross_entropies(logits, tokens.targets)
     losses = tokens.poison(losses)
     total = jnp.sum(jnp.where(tokens.valid, losses, zero))
     return finish(total, count(tokens.valid), weighted)

@@ -76,10 +76,6 @@ class QuantizedForward {
  private:
   static int64_t APanels(const PackedMatrix& b) { return CeilDiv(b.lanes(), kNr); }
 
-  static int32_t* Integers(Arena& arena, int64_t count) {
-    return reinterpret_cast<int32_t*>(arena.Floats(count));
-  }
-
   // Packs weights and the first state; whoever is here takes part.
   void Pack(Team& team) {
     for (;;) {
@@ -265,7 +261,7 @@ class QuantizedForward {
     const int64_t time = steps_.Time(n);
     const Vec before = Load(CellAt(c_, s_.rows, block, row));
     if (!steps_.Valid(time, row)) {
-      EmitCell(time, block, row, Vec{});
+      StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, Vec{});
       CarryCell(n, block, row, before);
       if (!s_.projected) Hold(n, block, row, slot);
       return;
@@ -277,10 +273,10 @@ class QuantizedForward {
     // Beyond the last unit there is 0, but in a row that is not finite.
     const Vec c = LiveBlock(f * before + i * g, s_.units, block);
     const Vec m = o * ExactTanh(c);
-    EmitCell(time, block, row, c);
+    StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, c);
     CarryCell(n, block, row, c);
     if (!s_.projected) {
-      Emit(time, block, row, m);
+      StoreBlock(p_.ys, time * s_.rows + row, s_.outputs, block, m);
       CarryHidden(n, block, row, slot, m);
       return;
     }
@@ -310,7 +306,7 @@ class QuantizedForward {
           const int64_t panel = block / 2, column = block % 2 * kWidth;
           const float* sums = projected_ + (panel * rows_ + row) * kNr + column;
           const Vec h = ToFloats(sums, kernel.Scale(panel) + column) * m_scale_[row];
-          Emit(steps_.Time(n), block, row, h);
+          StoreBlock(p_.ys, steps_.Time(n) * s_.rows + row, s_.outputs, block, h);
           CarryHidden(n, block, row, 0, h);
         } else {
           Hold(n, block, row, 0);
@@ -321,7 +317,7 @@ class QuantizedForward {
 
   // A step that is not valid: nothing out, the state as before.
   void Hold(int64_t n, int64_t block, int64_t row, int slot) {
-    Emit(steps_.Time(n), block, row, Vec{});
+    StoreBlock(p_.ys, steps_.Time(n) * s_.rows + row, s_.outputs, block, Vec{});
     CarryHidden(n, block, row, slot, Load(CellAt(h_[n % 2], s_.rows, block, row)));
   }
 
@@ -353,14 +349,6 @@ class QuantizedForward {
       c = LoadBlock(p_.controls.reset_state.c, row, s_.units, block);
     }
     Store(CellAt(c_, s_.rows, block, row), c);
-  }
-
-  void Emit(int64_t time, int64_t block, int64_t row, Vec h) {
-    StoreBlock(p_.ys, time * s_.rows + row, s_.outputs, block, h);
-  }
-
-  void EmitCell(int64_t time, int64_t block, int64_t row, Vec c) {
-    StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, c);
   }
 
   MatrixC<float> FromX() const { return {from_x_, kNr, x_rows_ * kNr}; }

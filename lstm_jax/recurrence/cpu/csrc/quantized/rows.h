@@ -3,10 +3,15 @@
 #define LSTM_JAX_QUANTIZED_ROWS_H_
 
 #include "gemm/pack_a.h"
+#include "memory/arena.h"
 #include "simd/activations.h"
 
 namespace lstm {
 namespace LSTM_ISA {
+
+LSTM_INLINE int32_t* Integers(Arena& arena, int64_t count) {
+  return reinterpret_cast<int32_t*>(arena.Floats(count));
+}
 
 // The sizes of floats as whole numbers, which are ordered as the sizes are; NaN is
 // above infinity.
