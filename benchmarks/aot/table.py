@@ -178,7 +178,8 @@ def markdown(about: dict[str, Any], rows: Sequence[Row]) -> str:
         "# What accelerators' compilers say\n",
         "Made by `make aot`; no device was used. Of a TPU the cycles that XLA "
         "estimates, of an H100 the kernels launched in loops, both by step of the "
-        "sequence; forward / gradient of all parameters. Temporaries in MiB.\n",
+        "sequence; forward / gradient of all parameters. Temporaries in MiB. What is "
+        "empty was not compiled.\n",
         f"{about['date']}; {listed}.\n",
         "## Libraries: one layer, bfloat16, B 16, T 1024, I = H\n",
         *_libraries(rows),
