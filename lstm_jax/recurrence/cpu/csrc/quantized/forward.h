@@ -232,18 +232,6 @@ class QuantizedForward {
     }
   }
 
-  // Where the sums of one row and one block of units are, and the scales of the row.
-  struct Sums {
-    const float* from_x;
-    const float* from_h;
-    float x_scale;
-    float h_scale;
-  };
-
-  LSTM_INLINE static Vec ToFloats(const float* sums, const float* scale) {
-    return __builtin_convertvector(Bits(Load(sums)), Vec) * Load(scale);
-  }
-
   // The pre-activations of gate `gate`.
   LSTM_INLINE Vec Gate(const Sums& sums, int64_t block, int gate) const {
     const int64_t panel = 2 * block + gate / 2, column = gate % 2 * kWidth;

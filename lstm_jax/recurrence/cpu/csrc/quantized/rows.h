@@ -84,6 +84,18 @@ LSTM_INLINE float PackQuantizedRow(const float* from, int64_t size, float* panel
   return PackQuantized(LargestLane(largest), size, block_at, panels, panel_rows, row);
 }
 
+// Where the sums of one row and one block of units are, and the scales of the row.
+struct Sums {
+  const float* from_x;
+  const float* from_h;
+  float x_scale;
+  float h_scale;
+};
+
+LSTM_INLINE Vec ToFloats(const float* sums, const float* scale) {
+  return __builtin_convertvector(Bits(Load(sums)), Vec) * Load(scale);
+}
+
 }  // namespace LSTM_ISA
 }  // namespace lstm
 
