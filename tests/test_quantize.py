@@ -172,7 +172,7 @@ def trained_characters():
     """A small character model, trained until it knows its text well."""
     words = "the cat sat on the mat and the dog ran after the cat while it slept. "
     ids = np.array([ord(c) - 32 for c in words * 30]) % 64
-    model, tx = lj.LSTM(64, 48, 2), optax.adam(1e-2)
+    model, tx = lj.LSTM(64, 48, 2), optax.adam(2e-2)
     key = jax.random.key(0)
     readout = jax.random.normal(key, (48, 64)) * 0.1
     params = (model.init(key), readout)
