@@ -32,16 +32,14 @@ def widened(tree: PyTree) -> PyTree:
     return jax.tree.map(widen, tree)
 
 
-def narrowed_dtype(dtype: Any, limit: Any) -> jnp.dtype:
-    """``limit`` for a floating dtype that is wider, any other as it is."""
-    dtype = jnp.dtype(dtype)
-    floating = jnp.issubdtype(dtype, jnp.floating)
-    return limit if floating and dtype.itemsize > limit.itemsize else dtype
-
-
 def narrowed(tree: PyTree, limit: Any) -> PyTree:
     """Floating leaves that are wider than ``limit`` in it, the others as they are."""
-    narrow = lambda leaf: leaf.astype(narrowed_dtype(leaf.dtype, limit))
+
+    def narrow(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        wider = floating and leaf.dtype.itemsize > limit.itemsize
+        return leaf.astype(limit) if wider else leaf
+
     return jax.tree.map(narrow, tree)
 
 

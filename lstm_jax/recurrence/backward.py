@@ -22,7 +22,6 @@ from lstm_jax.cells.base import Cell
 from lstm_jax.numerics import (
     accumulation_dtype,
     merging_rows,
-    narrowed,
     where_rows,
     zero_where_not,
 )
@@ -211,7 +210,7 @@ class _Step:
         """The gradients of the state before a step, and of its pre-activations."""
         pre = cast_tree(step.pres, self.like)
         d_params, d_entered, d_pre = self._through_update(d_state, pre, step)
-        d_pre = narrowed(d_pre, self.inputs.dtype)
+        d_pre = cast_tree(d_pre, step.pres)
         d_r = self._of_recur(*cast_tree(d_pre, self.like))
         recur = lambda state: self.cell.recur(self.params, state)
         (d_through,) = pullback(recur, (step.start,), d_r)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import LSTMCell
 from lstm_jax.checks.trees import check_after
-from lstm_jax.numerics import added, narrowed_dtype
+from lstm_jax.numerics import added
 from lstm_jax.types import Array, LSTMState, PyTree
 
 # Rows of the tape are as long as whole vectors of the widest processor.
@@ -75,8 +75,7 @@ class Saved(NamedTuple):
 
     Attributes:
         states: the state that entered each step.
-        pre: what ``update`` was given of inputs and state at each step, rounded to the
-            compute dtype.
+        pre: what ``update`` was given of inputs and state at each step.
     """
 
     states: PyTree
@@ -303,9 +302,8 @@ def output_shapes(call: Call, direction: int, inputs: Inputs) -> Outputs:
     length = jax.tree.leaves(inputs.xs)[0].shape[0]
     pre, (_, y), _ = traced_step(call.cell, inputs)
     for_all = lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype)
-    narrow = lambda leaf: leaf.update(dtype=narrowed_dtype(leaf.dtype, inputs.dtype))
     state = jax.tree.map(_like, inputs.state)
-    saved = Saved(*jax.tree.map(for_all, (state, jax.tree.map(narrow, pre))))
+    saved = Saved(*jax.tree.map(for_all, (state, pre)))
     if call.taped:
         saved = _tape_shapes(call.cell, inputs)
     ys = jax.tree.map(for_all, state if call.emit_states else y)

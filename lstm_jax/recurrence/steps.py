@@ -116,7 +116,8 @@ def _run(
             state, y = hold(ok, state, update(cell, params, state, pre))
             outs[t] = (zero_where_not(ok, state if call.emit_states else y),)
             if keeping:
-                outs[t] += entering[t], narrowed(pre, dtype)
+                # A tape holds them in the dtype of the inputs.
+                outs[t] += entering[t], narrowed(pre, dtype) if call.taped else pre
         start = together({0: entering[order[0]]})
         return state, together(outs) + ((start,) if keeping else ())
 
