@@ -17,8 +17,8 @@ class TPULoops(xla.Reference):
     target = Target("tpu")
 
     def arrangement(self, target):
-        # Half precision as on a CPU: what an accelerator rounds at each step is no matter
-        # of the loops.
+        # Half precision as on a CPU: what an accelerator rounds at each step is not the
+        # loops' doing.
         how = xla.arrangement(self.target)
         return how._replace(differentiated=STEPS, widen=True)
 
