@@ -128,10 +128,6 @@ constexpr int64_t kInputDepth = 512;
 // hands out, at 1.5 microseconds each, but what is kept is lost to others. Reasoned.
 constexpr size_t kKeptBytes = size_t{256} << 20;
 
-// Results of so many bytes are written to large pages. They are new memory at every
-// call, since the C library gives such arrays back to the system.
-constexpr size_t kLargePagesWorth = size_t{4} << 20;
-
 }  // namespace tuning
 }  // namespace lstm
 

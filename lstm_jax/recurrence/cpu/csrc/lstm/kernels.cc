@@ -4,7 +4,6 @@
 #include "lstm/forward.h"
 #include "lstm/run.h"
 #include "lstm/variant_step.h"
-#include "memory/pages.h"
 #include "quantized/quantized.h"
 
 #define LSTM_TEXT_OF(name) #name
@@ -14,30 +13,9 @@ namespace lstm {
 namespace LSTM_ISA {
 namespace {
 
-// The large results of a pass are new memory.
-template <class Scalar>
-void AskForPages(const ForwardProblem<Scalar>& p) {
-  const Sizes& s = p.sizes;
-  const int64_t rows = s.steps * s.rows, padded = PaddedUnits(s.units);
-  AskForLargePages(p.ys, rows * s.outputs);
-  AskForLargePages(p.cs, rows * s.units);
-  AskForLargePages(p.gates, rows * 4 * padded);
-  AskForLargePages(p.cells, rows * padded);
-  AskForLargePages(p.entering, rows * s.outputs);
-}
-
-template <class Scalar>
-void AskForPages(const BackwardProblem<Scalar>& p) {
-  const Sizes& s = p.sizes;
-  AskForLargePages(p.d_xs, s.steps * s.rows * s.inputs);
-  AskForLargePages(p.d_kernel, s.inputs * s.columns());
-  AskForLargePages(p.d_recurrent, s.outputs * s.columns());
-}
-
 // The directions of a layer have the same step.
 template <class Scalar>
 void RunForward(const ForwardProblem<Scalar>* problems, int count, Executor& executor) {
-  for (int n = 0; n < count; ++n) AskForPages(problems[n]);
   if (problems[0].variant.standard) {
     RunAll<Scalar, Forward<Scalar, StandardStep<Scalar>>>(problems, count, executor);
   } else {
@@ -48,7 +26,6 @@ void RunForward(const ForwardProblem<Scalar>* problems, int count, Executor& exe
 template <class Scalar>
 void RunBackward(const BackwardProblem<Scalar>* problems, int count,
                  Executor& executor) {
-  for (int n = 0; n < count; ++n) AskForPages(problems[n]);
   if (problems[0].variant.standard) {
     RunAll<Scalar, Backward<Scalar, StandardStep<Scalar>>>(problems, count, executor);
   } else {

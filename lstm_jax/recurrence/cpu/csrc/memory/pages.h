@@ -2,20 +2,7 @@
 #ifndef LSTM_JAX_MEMORY_PAGES_H_
 #define LSTM_JAX_MEMORY_PAGES_H_
 
-#include <cstddef>
-#include <cstdint>
-
 namespace lstm {
-
-// Asks for large pages in `bytes` from `data` on, which are going to be written for the
-// first time: the system then clears memory by megabytes, and stops the program once
-// for each. Small arrays, which lie among others, are left alone.
-void AskForLargePagesIn(void* data, size_t bytes);
-
-template <class T>
-void AskForLargePages(T* data, int64_t count) {
-  AskForLargePagesIn(data, static_cast<size_t>(count) * sizeof(T));
-}
 
 // Writes a zero into each page of [begin, end), which holds nothing yet. The system
 // makes a page when it is first written, and threads that ask for the same one wait for
