@@ -63,7 +63,8 @@ OTHERS = {
 CASES = STANDARD | OTHERS
 
 
-KERNELS = {*STANDARD, "mixed"}
+# Of these every layer has kernels, or some have.
+KERNELS = {*STANDARD, "mixed", "peephole", "noisy", "diagonal"} & CASES.keys()
 
 
 class Layout(NamedTuple):

@@ -300,7 +300,7 @@ def test_bad_options_are_refused_before_the_first_step():
                 show=False,
                 **calls,
             )
-    with pytest.raises(TypeError, match="unknown argument: clip"):
+    with pytest.raises(TypeError, match="clip: fit takes no such argument"):
         runs.run(clip=1.0)
     with pytest.raises(TypeError, match="batches: expected batches, or a function"):
         runs.run(data=3)
