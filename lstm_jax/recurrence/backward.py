@@ -3,7 +3,7 @@
 What a step writes costs more there than what it computes, and so does each kernel that
 is launched. So the loop walks several steps in one body, and reads and writes once for
 all of them. Only the state that enters a block is kept; those within follow from the
-pre-activations, which are kept in the inputs' dtype. The gradients of the
+pre-activations, which a tape keeps in the inputs' dtype. The gradients of the
 pre-activations take their place in memory, and weight gradients are products after the
 loop, as in :mod:`lstm_jax.recurrence.steps`.
 """
