@@ -26,6 +26,9 @@ OPTIONS = {
     "NOAF": {"variant": "NOAF", "cell_clip": 0.5, "peephole": True},
     "diagonal": {"num_heads": "all", "variant": "CIFG", "peephole": True},
     "clips": {"clip": 0.6, "cell_clip": 0.3},
+    "layer_norm": {"layer_norm": "haste"},
+    "layer_norm_ba": {"layer_norm": "ba", "peephole": True, "use_bias": False},
+    "layer_norm_CIFG": {"layer_norm": "ba", "variant": "CIFG", "cell_clip": 0.8},
 }
 NOISE = {
     "recurrent_dropout": {"recurrent_dropout": 0.3},
@@ -99,7 +102,7 @@ def test_they_are_chosen(name):
 def test_what_has_no_kernel_is_refused_by_name():
     others = [
         lj.LSTMCell(3, 6, variant="FGR"),
-        lj.LSTMCell(3, 6, layer_norm="haste"),
+        lj.LSTMCell(3, 6, layer_norm="haste", num_heads=6),
         lj.LSTMCell(3, 6, num_heads=2),
         lj.LSTMCell(3, 6, gate_activation=jax.nn.hard_sigmoid),
         lj.SLSTMCell(3, 6),

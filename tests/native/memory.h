@@ -58,6 +58,7 @@ class Memory {
       : test_(test),
         a_(test.arguments),
         g_(test.arguments),
+        d_bias_(Floats(test.sizes.columns())),
         ys_(Floats(test.sizes.steps * test.sizes.rows * test.sizes.outputs)),
         entering_(Floats(KeepsEntering(test) ? ys_.Read().size() : 0)),
         last_h_(Floats(test.sizes.rows * test.sizes.outputs)),
@@ -96,13 +97,15 @@ class Memory {
     p.d_xs = g_.xs.data();
     p.d_kernel = g_.kernel.data();
     (test_.diagonal ? p.d_diagonal : p.d_recurrent) = g_.recurrent.data();
-    p.d_bias = g_.bias.data();
+    p.d_bias = d_bias_.data();
     p.d_projection = g_.projection.data();
     p.d_h = g_.h.data();
     p.d_c = g_.c.data();
     p.d_reset_h = g_.reset_h.data();
     p.d_reset_c = g_.reset_c.data();
     p.d_peephole = g_.peephole.data();
+    p.d_norm_scale = g_.norm_scale.data();
+    p.d_cell_norm = g_.cell_norm.data();
     return p;
   }
 
@@ -115,15 +118,31 @@ class Memory {
   }
 
   Arguments Gradients() const {
-    return {g_.xs.Read(),      g_.kernel.Read(),     g_.recurrent.Read(),
-            g_.bias.Read(),    g_.projection.Read(), g_.h.Read(),
-            g_.c.Read(),       g_.reset_h.Read(),    g_.reset_c.Read(),
-            g_.peephole.Read()};
+    return {g_.xs.Read(),         g_.kernel.Read(),
+            g_.recurrent.Read(),  Bias(),
+            g_.projection.Read(), g_.h.Read(),
+            g_.c.Read(),          g_.reset_h.Read(),
+            g_.reset_c.Read(),    g_.peephole.Read(),
+            g_.norm_scale.Read(), NormShift(),
+            g_.cell_norm.Read()};
   }
 
  private:
   static bool KeepsEntering(const Case& test) {
     return test.controls || test.variant.recurrent_mask || test.variant.output_mask;
+  }
+
+  // What is shifted has the gradient of the bias, twice.
+  Floats Bias() const {
+    return test_.arguments.bias.empty() ? Floats() : d_bias_.Read();
+  }
+  Floats NormShift() const {
+    Floats shift;
+    if (test_.arguments.norm_shift.empty()) return shift;
+    const Floats bias = d_bias_.Read();
+    for (int part = 0; part < 2; ++part)
+      shift.insert(shift.end(), bias.begin(), bias.end());
+    return shift;
   }
 
   struct Buffers {
@@ -136,9 +155,13 @@ class Memory {
           h(a.h),
           reset_h(a.reset_h),
           peephole(a.peephole),
+          norm_scale(a.norm_scale),
+          norm_shift(a.norm_shift),
+          cell_norm(a.cell_norm),
           c(a.c),
           reset_c(a.reset_c) {}
-    Buffer<Scalar> xs, kernel, recurrent, bias, projection, h, reset_h, peephole;
+    Buffer<Scalar> xs, kernel, recurrent, bias, projection, h, reset_h, peephole,
+        norm_scale, norm_shift, cell_norm;
     Buffer<float> c, reset_c;
   };
 
@@ -164,7 +187,10 @@ class Memory {
                  v.recurrent_mask,
                  v.output_mask,
                  v.keep_h,
-                 v.keep_c};
+                 v.keep_c,
+                 a_.norm_scale.data(),
+                 a_.norm_shift.data(),
+                 a_.cell_norm.data()};
     if (test_.controls) {
       p.controls = {
           test_.valid.get(), test_.reset.get(), {a_.reset_h.data(), a_.reset_c.data()}};
@@ -173,7 +199,7 @@ class Memory {
 
   const Case& test_;
   Buffers a_, g_;
-  Buffer<Scalar> ys_, entering_, last_h_, d_ys_, d_h_;
+  Buffer<Scalar> d_bias_, ys_, entering_, last_h_, d_ys_, d_h_;
   Floats last_c_, d_c_;
   std::vector<GateBits<Scalar>> gates_;
   std::vector<uint32_t> cells_;

@@ -31,11 +31,13 @@ void AddProduct(const Doubles& x, int64_t row, int64_t depth, const Doubles& mat
 
 // The arguments, moved.
 struct Moved {
-  Doubles xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c, peephole;
+  Doubles xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c, peephole,
+      norm_scale, norm_shift, cell_norm;
 
   Moved(Arguments& arguments, Arguments& direction, double step) {
-    Doubles* const to[] = {&xs, &kernel, &recurrent, &bias,    &projection,
-                           &h,  &c,      &reset_h,   &reset_c, &peephole};
+    Doubles* const to[] = {&xs,         &kernel,     &recurrent, &bias,    &projection,
+                           &h,          &c,          &reset_h,   &reset_c, &peephole,
+                           &norm_scale, &norm_shift, &cell_norm};
     const std::vector<Floats*> from = arguments.All(), along = direction.All();
     for (size_t k = 0; k < from.size(); ++k) {
       to[k]->assign(from[k]->begin(), from[k]->end());
@@ -63,22 +65,44 @@ double Mix(const bool* keep, int64_t at, float rate, double before, double after
   return rate * before + (1 - rate) * after;
 }
 
+// x, with mean 0 and variance 1.
+Doubles Normalised(Doubles x) {
+  double mean = 0, variance = 0;
+  for (const double value : x) mean += value / x.size();
+  for (const double value : x) variance += (value - mean) * (value - mean) / x.size();
+  for (double& value : x) value = (value - mean) / std::sqrt(variance + 1e-5);
+  return x;
+}
+
+// What a part contributes to the gates, normalised if anything is.
+Doubles Normed(const Moved& a, int part, const Doubles& x) {
+  if (a.norm_scale.empty()) return x;
+  Doubles y = Normalised(x);
+  for (size_t n = 0; n < y.size(); ++n) {
+    y[n] *= a.norm_scale[part * y.size() + n];
+    if (!a.norm_shift.empty()) y[n] += a.norm_shift[part * y.size() + n];
+  }
+  return y;
+}
+
 // One step of one row; `at` is its place in xs.
 void Step(const Moved& a, const Case& test, int64_t at, RowState& state) {
   const Sizes& s = test.sizes;
   const Variant<float>& v = test.variant;
   const int64_t H = s.units, P = s.outputs, row = at % s.rows;
-  Doubles z = a.bias, m(H), entering = state.h;
-  z.resize(s.columns(), 0);
+  Doubles z(s.columns()), r(s.columns()), m(H), made_c(H), entering = state.h;
   for (int64_t p = 0; v.recurrent_mask && p < P; ++p) {
     entering[p] *= v.recurrent_mask[row * P + p];
   }
   AddProduct(a.xs, at, s.inputs, a.kernel, z);
   if (test.diagonal) {
-    for (size_t n = 0; n < z.size(); ++n) z[n] += a.recurrent[n] * entering[n % H];
+    for (size_t n = 0; n < r.size(); ++n) r[n] = a.recurrent[n] * entering[n % H];
   } else {
-    AddProduct(entering, 0, P, a.recurrent, z);
+    AddProduct(entering, 0, P, a.recurrent, r);
   }
+  z = Normed(a, 0, z);
+  r = Normed(a, 1, r);
+  for (size_t n = 0; n < z.size(); ++n) z[n] += r[n] + (a.bias.empty() ? 0 : a.bias[n]);
   for (int64_t u = 0; u < H; ++u) {
     int64_t seeing = 0;  // which of the gates that see c is next
     const auto pre = [&](int gate) { return z[s.gates.place[gate] * H + u]; };
@@ -94,8 +118,18 @@ void Step(const Moved& a, const Case& test, int64_t at, RowState& state) {
     const double g = Clip(pre(2), v.clip);
     const double c =
         Clip(f * before + i * (v.linear_candidate ? g : std::tanh(g)), v.cell_clip);
-    m[u] = gate(3, c) * (v.linear_output ? c : std::tanh(c));
+    m[u] = gate(3, c);
+    made_c[u] = c;
     state.c[u] = Mix(v.keep_c, at * H + u, v.zoneout_c, before, c);
+  }
+  if (!a.cell_norm.empty()) {
+    made_c = Normalised(made_c);
+    for (int64_t u = 0; u < H; ++u) {
+      made_c[u] = a.cell_norm[u] * made_c[u] + a.cell_norm[H + u];
+    }
+  }
+  for (int64_t u = 0; u < H; ++u) {
+    m[u] *= v.linear_output ? made_c[u] : std::tanh(made_c[u]);
   }
   Doubles made = m;
   if (s.projected) {
@@ -120,13 +154,13 @@ Floats RandomMask(int64_t size) {
 }
 
 // Any of what there is, together: one in four has none of it.
-void SetVariant(Case& c) {
+void SetVariant(Case& c, bool standard) {
   Sizes& s = c.sizes;
   Variant<float>& v = c.variant;
   const float kNone = INFINITY;
   v = {};
   v.clip = v.cell_clip = kNone;
-  v.standard = Uniform(0, 3) == 0;
+  v.standard = standard || Uniform(0, 3) == 0;
   if (v.standard) return;
   constexpr GateOrder kOrders[] = {kAllGates,
                                    {3, {kNoGate, 0, 1, 2}},
@@ -143,6 +177,12 @@ void SetVariant(Case& c) {
   if (Uniform(0, 2)) {
     const int64_t gates = s.gates.count - 1;
     c.arguments.peephole = Normal(gates * s.units, 0.5);
+  }
+  s.normed = !c.diagonal && Uniform(0, 2) == 0;
+  if (s.normed) {
+    c.arguments.norm_scale = Normal(2 * s.columns(), 0.7);
+    c.arguments.norm_shift = Normal(Uniform(0, 1) * 2 * s.columns(), 0.3);
+    c.arguments.cell_norm = Normal(2 * s.units, 0.7);
   }
   const int64_t outputs = s.rows * s.outputs;
   if (Uniform(0, 2) == 0) c.recurrent_mask = RandomMask(outputs);
@@ -166,14 +206,14 @@ Floats Normal(int64_t size, double scale) {
   return values;
 }
 
-Case RandomCase() {
+Case RandomCase(bool standard) {
   Case c;
   const int64_t T = Uniform(1, 30), B = Uniform(1, 40), I = Uniform(1, 40);
   const int64_t H = Uniform(1, 70);
   const bool projected = H > 1 && Uniform(0, 2) == 0;
   const int64_t P = projected ? Uniform(1, static_cast<int>(H) - 1) : H;
-  c.sizes = {T, B, I, H, P, projected, Uniform(0, 1) == 1, kAllGates};
-  SetVariant(c);
+  c.sizes = {T, B, I, H, P, projected, Uniform(0, 1) == 1, kAllGates, false};
+  SetVariant(c, standard);
   const int64_t columns = c.sizes.columns();
   c.controls = Uniform(0, 1) == 1;
   Arguments& a = c.arguments;

@@ -14,11 +14,12 @@ using Floats = std::vector<float>;
 
 // All that the result depends on, in one vector each, so that it can be perturbed.
 struct Arguments {
-  Floats xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c, peephole;
+  Floats xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c, peephole,
+      norm_scale, norm_shift, cell_norm;
 
   std::vector<Floats*> All() {
-    return {&xs, &kernel, &recurrent, &bias,    &projection,
-            &h,  &c,      &reset_h,   &reset_c, &peephole};
+    return {&xs,      &kernel,  &recurrent, &bias,       &projection, &h,        &c,
+            &reset_h, &reset_c, &peephole,  &norm_scale, &norm_shift, &cell_norm};
   }
 };
 
@@ -28,7 +29,7 @@ struct Case {
   Arguments arguments;
   std::unique_ptr<bool[]> valid, reset;
   bool diagonal = false;  // `recurrent` is one
-  // Pointers are those of what follows, but that of the peephole is null.
+  // Pointers are those of what follows, but those of arguments are null.
   Variant<float> variant;
   Floats recurrent_mask, output_mask;
   std::unique_ptr<bool[]> keep_h, keep_c;
@@ -37,7 +38,8 @@ struct Case {
 
 Floats Normal(int64_t size, double scale);
 
-Case RandomCase();
+// Of the standard step, or of any.
+Case RandomCase(bool standard = false);
 
 // Returns the sum of all outputs, each times its cotangent, with the arguments moved by
 // `step` along `direction`. Fills `ys` where it is not null.

@@ -184,7 +184,7 @@ bool CheckQuantized(const Model& model, const Kernels& kernels, Pool& pool) {
 void TestQuantized(int cases, Tally& tally) {
   TestPool pool(2);
   for (int n = 0; n < cases; ++n) {
-    const Case test = RandomCase();
+    const Case test = RandomCase(true);
     const Model model(test);
     for (const Isa& isa : KnownIsas()) {
       if (isa.kernels && isa.runs) {

@@ -171,6 +171,9 @@ def _operands(call: Call, inputs: Inputs) -> list[Array]:
         or_empty(rows(extras.keep_h, True, 1), jnp.bool),
         or_empty(rows(extras.keep_c, True, 1), jnp.bool),
         or_empty(extras.diagonal, dtype),
+        or_empty(extras.norm_scale, dtype),
+        or_empty(extras.norm_shift, dtype),
+        or_empty(extras.cell_norm, dtype),
     ]
 
 
@@ -227,7 +230,10 @@ def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
     if is_diagonal(params):
         heads, _, gates = recurrent.shape
         recurrent, diagonal = None, jax.ShapeDtypeStruct((gates, heads), dtype)
-    weights = (params.kernel, recurrent, params.bias, params.projection_kernel)
+    bias = params.bias
+    if bias is None and params.norm_shift is not None:  # they have the same gradient
+        bias = jax.ShapeDtypeStruct(params.norm_shift.shape[1:], dtype)
+    weights = (params.kernel, recurrent, bias, params.projection_kernel)
     return [
         result(_xs(wanted), dtype, True),
         *(_shape_of(leaf, dtype) for leaf in weights),
@@ -237,6 +243,8 @@ def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
         result(reset_c, jnp.float32, False),
         _shape_of(params.peephole, dtype),
         _shape_of(diagonal, dtype),
+        _shape_of(params.norm_scale, dtype),
+        _shape_of(params.cell_norm, dtype),
     ]
 
 
@@ -255,7 +263,8 @@ def _as_inputs(inputs: Inputs, values: Sequence[Array]) -> Inputs:
 
 
 def _params_gradient(given: Any, weights: Sequence[Array]) -> Any:
-    kernel, recurrent, bias, projection, peephole, diagonal = weights
+    kernel, recurrent, bias, projection, peephole, diagonal, *norms = weights
+    norm_scale, cell_norm = norms
     params = lstm_params(given)
     grads = LSTMParams(
         kernel,
@@ -263,6 +272,9 @@ def _params_gradient(given: Any, weights: Sequence[Array]) -> Any:
         None if params.bias is None else bias,
         None if params.projection_kernel is None else projection,
         peephole=None if params.peephole is None else peephole,
+        norm_scale=None if params.norm_scale is None else norm_scale,
+        norm_shift=None if params.norm_shift is None else jnp.stack([bias, bias]),
+        cell_norm=None if params.cell_norm is None else cell_norm,
     )
     return given._replace(params=grads) if isinstance(given, Noise) else grads
 

@@ -15,8 +15,10 @@ from lstm_jax.numerics import as_last_axes
 from lstm_jax.recurrence.contract import Inputs
 from lstm_jax.types import Array, LSTMParams
 
-# Options that the kernels have, beside those that leave a step the standard one.
+# Options that the kernels have, beside those that leave a step the standard one; and
+# one of these two.
 _OPTIONS = ("peephole", "variant", "clip", "cell_clip")
+_NORMED, _DIAGONAL = "layer_norm", "num_heads"
 _OWN_STATE = ("FGR",)
 
 
@@ -62,6 +64,10 @@ class Extras(NamedTuple):
         output_mask: the same of outputs.
         keep_h: ``[T, *batch, P]`` bool; where h is that of the step before.
         keep_c: ``[T, *batch, H]`` bool, the same of c.
+        norm_scale: ``[2, gates * H]``, of layer normalisation, of what inputs and h
+            contribute; with it comes ``cell_norm``.
+        norm_shift: the same, where there is one.
+        cell_norm: ``[2, H]``, the scale and the shift of c.
     """
 
     diagonal: Array | None = None
@@ -70,6 +76,9 @@ class Extras(NamedTuple):
     output_mask: Array | None = None
     keep_h: Array | None = None
     keep_c: Array | None = None
+    norm_scale: Array | None = None
+    norm_shift: Array | None = None
+    cell_norm: Array | None = None
 
 
 def step_of(cell: Any) -> Step | None:
@@ -83,8 +92,8 @@ def step_of(cell: Any) -> Step | None:
         return inside._replace(zoneout_h=cell.zoneout_h, zoneout_c=cell.zoneout_c)
     if type(cell) is not LSTMCell or cell.variant in _OWN_STATE:
         return None
-    diagonal = ("num_heads",) if cell.num_heads == cell.hidden_size else ()
-    return Step(cell) if cell.is_standard_but_for(*_OPTIONS, *diagonal) else None
+    other = _DIAGONAL if cell.num_heads == cell.hidden_size > 1 else _NORMED
+    return Step(cell) if cell.is_standard_but_for(*_OPTIONS, other) else None
 
 
 def lstm_params(params: Any) -> LSTMParams:
@@ -112,7 +121,16 @@ def given(cell: Any, inputs: Inputs) -> tuple[LSTMParams, Array, Extras]:
         diagonal = params.recurrent_kernel.reshape(heads, gates).T
         params = params._replace(recurrent_kernel=None)
         extras = extras._replace(diagonal=diagonal)
-    return params, xs, extras._replace(peephole=params.peephole)
+    return (
+        params,
+        xs,
+        extras._replace(
+            peephole=params.peephole,
+            norm_scale=params.norm_scale,
+            norm_shift=params.norm_shift,
+            cell_norm=params.cell_norm,
+        ),
+    )
 
 
 def is_diagonal(params: LSTMParams) -> bool:

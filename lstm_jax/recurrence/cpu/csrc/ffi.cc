@@ -9,21 +9,23 @@ namespace {
 // What both passes are given.
 struct Inputs {
   AnyBuffer xs, kernel, recurrent, bias, projection, h, c, valid, reset, reset_h,
-      reset_c, peephole, recurrent_mask, output_mask, keep_h, keep_c, diagonal;
+      reset_c, peephole, recurrent_mask, output_mask, keep_h, keep_c, diagonal,
+      norm_scale, norm_shift, cell_norm;
 };
 
-constexpr size_t kInputs = 17;
+constexpr size_t kInputs = 20;
 
 Inputs InputsOf(const Buffers& b) {
-  return {b.Arg(0),  b.Arg(1),  b.Arg(2),  b.Arg(3),  b.Arg(4),  b.Arg(5),
-          b.Arg(6),  b.Arg(7),  b.Arg(8),  b.Arg(9),  b.Arg(10), b.Arg(11),
-          b.Arg(12), b.Arg(13), b.Arg(14), b.Arg(15), b.Arg(16)};
+  return {b.Arg(0),  b.Arg(1),  b.Arg(2),  b.Arg(3),  b.Arg(4),  b.Arg(5),  b.Arg(6),
+          b.Arg(7),  b.Arg(8),  b.Arg(9),  b.Arg(10), b.Arg(11), b.Arg(12), b.Arg(13),
+          b.Arg(14), b.Arg(15), b.Arg(16), b.Arg(17), b.Arg(18), b.Arg(19)};
 }
 
-// What a call says of its step, beside its buffers.
-struct StepAttributes {
+// What a call says beside its buffers.
+struct Attributes {
+  int64_t reverse;         // bit n is direction n's
   std::string_view gates;  // the letters of those that there are, in their order
-  bool coupled, linear_candidate, linear_output, standard;
+  bool standard, coupled, linear_candidate, linear_output;
   float clip, cell_clip, zoneout_h, zoneout_c;
 };
 
@@ -44,7 +46,7 @@ int64_t Peepholes(const GateOrder& gates) {
 }
 
 template <class Scalar>
-void CheckVariant(const Inputs& in, const StepAttributes& step, Checker& check,
+void CheckVariant(const Inputs& in, const Attributes& step, Checker& check,
                   const Sizes& s, Variant<Scalar>& v) {
   v.standard = step.standard;
   v.coupled = step.coupled;
@@ -66,13 +68,21 @@ void CheckVariant(const Inputs& in, const StepAttributes& step, Checker& check,
   v.output_mask = mask("output mask", in.output_mask);
   v.keep_h = check.Check<bool>("keep h", in.keep_h, DataType::PRED, {T, B, P}, true);
   v.keep_c = check.Check<bool>("keep c", in.keep_c, DataType::PRED, {T, B, H}, true);
+  const auto norm = [&](const char* name, const AnyBuffer& buffer, int64_t columns) {
+    return check.Check<Scalar>(name, buffer, kType<Scalar>, {2, columns}, true);
+  };
+  v.norm_scale = norm("norm scale", in.norm_scale, s.columns());
+  v.norm_shift = norm("norm shift", in.norm_shift, s.columns());
+  v.cell_norm = norm("cell norm", in.cell_norm, H);
+  check.Require(!v.norm_scale == !v.cell_norm && (v.norm_scale || !v.norm_shift),
+                "lstm_jax: expected scales of gates and of c, or none.");
 }
 
 // Fills the fields that both problems have.
 template <class Problem, class Scalar = std::remove_const_t<
                              std::remove_pointer_t<decltype(Problem::xs)>>>
-void CheckInputs(const Inputs& in, const StepAttributes& step, bool reverse,
-                 Checker& check, Problem& p) {
+void CheckInputs(const Inputs& in, const Attributes& step, bool reverse, Checker& check,
+                 Problem& p) {
   check.Require(in.xs.dimensions().size() == 3 && in.h.dimensions().size() == 2 &&
                     in.c.dimensions().size() == 2,
                 "lstm_jax: expected xs [T,B,I], h [B,P] and c [B,H].");
@@ -81,7 +91,8 @@ void CheckInputs(const Inputs& in, const StepAttributes& step, bool reverse,
   const int64_t I = in.xs.dimensions()[2], P = in.h.dimensions()[1];
   const int64_t H = in.c.dimensions()[1];
   const bool projected = in.projection.element_count() > 0;
-  p.sizes = {T, B, I, H, P, projected, reverse, OrderOf(step.gates)};
+  const bool normed = in.norm_scale.element_count() > 0;
+  p.sizes = {T, B, I, H, P, projected, reverse, OrderOf(step.gates), normed};
   const int64_t columns = p.sizes.columns();
   check.Require(T > 0 && B > 0 && I > 0 && H > 0 && P > 0,
                 "lstm_jax: expected sizes of at least 1.");
@@ -105,12 +116,14 @@ void CheckInputs(const Inputs& in, const StepAttributes& step, bool reverse,
   check.Require(!p.controls.reset || (reset_state.h && reset_state.c),
                 "lstm_jax: reset needs a reset state.");
   CheckVariant(in, step, check, p.sizes, p.variant);
+  check.Require(!normed || p.weights.recurrent,
+                "lstm_jax: a diagonal is not normalised.");
   check.Require(!p.weights.recurrent != !p.variant.diagonal,
                 "lstm_jax: expected a recurrent kernel, or a diagonal.");
 }
 
 template <class Scalar>
-void CheckForward(const Buffers& buffers, const StepAttributes& step, bool reverse,
+void CheckForward(const Buffers& buffers, const Attributes& step, bool reverse,
                   Checker& check, ForwardProblem<Scalar>& p) {
   CheckInputs(InputsOf(buffers), step, reverse, check, p);
   const Sizes& s = p.sizes;
@@ -133,7 +146,7 @@ void CheckForward(const Buffers& buffers, const StepAttributes& step, bool rever
 }
 
 template <class Scalar>
-void CheckBackward(const Buffers& buffers, const StepAttributes& step, bool reverse,
+void CheckBackward(const Buffers& buffers, const Attributes& step, bool reverse,
                    Checker& check, BackwardProblem<Scalar>& p) {
   CheckInputs(InputsOf(buffers), step, reverse, check, p);
   const Sizes& s = p.sizes;
@@ -172,6 +185,11 @@ void CheckBackward(const Buffers& buffers, const StepAttributes& step, bool reve
       check.Check<Scalar>("d_peephole", ret(9), kScalar, {Peepholes(s.gates), H}, true);
   p.d_diagonal =
       check.Check<Scalar>("d_diagonal", ret(10), kScalar, {s.gates.count, H}, true);
+  p.d_norm_scale =
+      check.Check<Scalar>("d_norm_scale", ret(11), kScalar, {2, s.columns()}, true);
+  p.d_cell_norm = check.Check<Scalar>("d_cell_norm", ret(12), kScalar, {2, H}, true);
+  check.Require(s.normed || (!p.d_norm_scale && !p.d_cell_norm),
+                "lstm_jax: nothing is normalised.");
 }
 
 bool InBFloat16(const ffi::RemainingArgs& args) {
@@ -196,57 +214,49 @@ ffi::Error RunInDtype(ffi::ThreadPool threads, int64_t reverse,
                                   choice.kernels->*f32);
 }
 
-ffi::Error ForwardCall(ffi::ThreadPool threads, int64_t reverse, std::string_view gates,
-                       bool standard, bool coupled, bool linear_candidate,
-                       bool linear_output, float clip, float cell_clip, float zoneout_h,
-                       float zoneout_c, ffi::RemainingArgs args,
-                       ffi::RemainingRets rets) {
-  const StepAttributes step = {gates,         coupled,   linear_candidate,
-                               linear_output, standard,  clip,
-                               cell_clip,     zoneout_h, zoneout_c};
+ffi::Error ForwardCall(ffi::ThreadPool threads, const Attributes& attributes,
+                       ffi::RemainingArgs args, ffi::RemainingRets rets) {
   const auto check = [&](const Buffers& buffers, bool backwards, Checker& checker,
                          auto& problem) {
-    CheckForward(buffers, step, backwards, checker, problem);
+    CheckForward(buffers, attributes, backwards, checker, problem);
   };
-  return RunInDtype<kInputs, 7>(std::move(threads), reverse, args, rets, check,
-                                &Kernels::forward_f32, &Kernels::forward_bf16);
+  return RunInDtype<kInputs, 7>(std::move(threads), attributes.reverse, args, rets,
+                                check, &Kernels::forward_f32, &Kernels::forward_bf16);
 }
 
-ffi::Error BackwardCall(ffi::ThreadPool threads, int64_t reverse,
-                        std::string_view gates, bool standard, bool coupled,
-                        bool linear_candidate, bool linear_output, float clip,
-                        float cell_clip, float zoneout_h, float zoneout_c,
+ffi::Error BackwardCall(ffi::ThreadPool threads, const Attributes& attributes,
                         ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  const StepAttributes step = {gates,         coupled,   linear_candidate,
-                               linear_output, standard,  clip,
-                               cell_clip,     zoneout_h, zoneout_c};
   const auto check = [&](const Buffers& buffers, bool backwards, Checker& checker,
                          auto& problem) {
-    CheckBackward(buffers, step, backwards, checker, problem);
+    CheckBackward(buffers, attributes, backwards, checker, problem);
   };
-  return RunInDtype<kInputs + 8, 11>(std::move(threads), reverse, args, rets, check,
-                                     &Kernels::backward_f32, &Kernels::backward_bf16);
+  return RunInDtype<kInputs + 8, 13>(std::move(threads), attributes.reverse, args, rets,
+                                     check, &Kernels::backward_f32,
+                                     &Kernels::backward_bf16);
 }
 
 auto StepBinding() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
-      .Attr<int64_t>("reverse")
-      .Attr<std::string_view>("gates")
-      .Attr<bool>("standard")
-      .Attr<bool>("coupled")
-      .Attr<bool>("linear_candidate")
-      .Attr<bool>("linear_output")
-      .Attr<float>("clip")
-      .Attr<float>("cell_clip")
-      .Attr<float>("zoneout_h")
-      .Attr<float>("zoneout_c")
+      .Attrs<Attributes>()
       .RemainingArgs()
       .RemainingRets();
 }
 
 }  // namespace
 }  // namespace lstm
+
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(lstm::Attributes,
+                                      xla::ffi::StructMember<int64_t>("reverse"),
+                                      xla::ffi::StructMember<std::string_view>("gates"),
+                                      xla::ffi::StructMember<bool>("standard"),
+                                      xla::ffi::StructMember<bool>("coupled"),
+                                      xla::ffi::StructMember<bool>("linear_candidate"),
+                                      xla::ffi::StructMember<bool>("linear_output"),
+                                      xla::ffi::StructMember<float>("clip"),
+                                      xla::ffi::StructMember<float>("cell_clip"),
+                                      xla::ffi::StructMember<float>("zoneout_h"),
+                                      xla::ffi::StructMember<float>("zoneout_c"));
 
 LSTM_EXPORT XLA_FFI_Error* lstm_jax_forward(XLA_FFI_CallFrame*);
 LSTM_EXPORT XLA_FFI_Error* lstm_jax_backward(XLA_FFI_CallFrame*);

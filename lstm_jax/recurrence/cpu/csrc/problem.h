@@ -35,7 +35,10 @@ struct Sizes {
   bool projected;
   bool reverse;
   GateOrder gates;
+  bool normed;  // gates and c are normalised over all units of a row
 
+  // Whether a row cannot be divided: a thread has all units of its own.
+  bool indivisible() const { return projected || normed; }
   int64_t columns() const { return gates.count * units; }
 };
 
@@ -81,6 +84,11 @@ struct Variant {
   const float* output_mask;     // [B, P]
   const bool* keep_h;           // [T, B, P]: true keeps that of the step before
   const bool* keep_c;           // [T, B, H]
+  // Layer normalisation, of what inputs and h contribute, and of c: there is all of it,
+  // shifts apart, or nothing.
+  const Scalar* norm_scale;  // [2, GH]
+  const Scalar* norm_shift;  // [2, GH]
+  const Scalar* cell_norm;   // [2, H]: scale and shift
 };
 
 // The forward pass saves for the backward pass, of each step and row: the gates, and c
@@ -141,6 +149,9 @@ struct BackwardProblem {
   float* d_reset_c;
   Scalar* d_peephole;  // as `peephole`
   Scalar* d_diagonal;  // as `diagonal`
+  // As in `Variant`; what is shifted has the gradient of the bias.
+  Scalar* d_norm_scale;
+  Scalar* d_cell_norm;
 };
 
 // Integers from -127 to 127, and what those of each column are multiplied with. Both

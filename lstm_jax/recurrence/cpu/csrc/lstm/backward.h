@@ -35,7 +35,8 @@ class Backward {
         block_steps_(GradientSteps(s_)),
         z_rows_(PanelRows(block_steps_ * s_.rows)),
         h_rows_(PanelRows(s_.rows)),
-        products_(problem, block_steps_ * s_.rows, z_rows_) {}
+        normed_(problem, step_, block_steps_ * s_.rows, z_rows_),
+        products_(problem, step_, normed_, block_steps_ * s_.rows, z_rows_) {}
 
   int threads() const { return threads_; }
 
@@ -49,9 +50,10 @@ class Backward {
     d_reset_c_ = arena.Floats(blocks_ * s_.rows * kWidth);
     products_.Allocate(arena, block_steps_ >= s_.steps, threads_);
     if (step_.masked()) dr_ = arena.Floats(output_panels_ * h_rows_ * kNr);
+    if (step_.normed()) normed_.Allocate(arena);
+    if (s_.indivisible()) dm_ = arena.Floats(unit_panels_ * h_rows_ * kNr);
     if (!s_.projected) return;
     projection_ = arena.Floats(unit_panels_ * projection_depth_ * kNr);
-    dm_ = arena.Floats(unit_panels_ * h_rows_ * kNr);
     dy_ = arena.Floats(CeilDiv(projection_depth_, kNr) * z_rows_ * kNr);
     m_ = static_cast<Scalar*>(
         arena.Bytes(block_steps_ * s_.rows * s_.units, sizeof(Scalar)));
@@ -67,6 +69,10 @@ class Backward {
       const Block block = {times.begin * s_.rows, times.size() * s_.rows,
                            last == s_.steps, first == 0};
       products_.PackShare(times, rank, team.size());
+      if (step_.normed()) {
+        normed_.MakeShare(times, rank, team.size());
+        team.Barrier(rank);
+      }
       if (SplitByRows(s_, threads_)) {
         const Range rows = Part(s_.rows, rank, team.size());
         if (rows.size()) StepsByRows(first, last, rows);
@@ -96,6 +102,7 @@ class Backward {
   void Pack(Team& team) {
     const int64_t recurrents = step_.diagonal() ? 0 : output_panels_;
     const int64_t projections = s_.projected ? unit_panels_ : 0;
+    const int64_t norms = step_.normed() ? normed_.weight_items() : 0;
     for (;;) {
       int64_t item = team.Take();
       if (item < recurrents) {
@@ -114,6 +121,11 @@ class Backward {
         continue;
       }
       item -= projections;
+      if (item < norms) {
+        normed_.PackWeights(item);
+        continue;
+      }
+      item -= norms;
       if (item >= s_.rows) break;
       Start(item);
     }
@@ -139,7 +151,11 @@ class Backward {
       const int64_t time = steps_.Time(n);
       const int64_t start = (time - times.begin) * s_.rows;
       if (s_.projected) Unproject(time, start, rows);
+      if (step_.normed()) BeforeGates(time, start, rows);
       for (int64_t block = 0; block < blocks_; ++block) Gates(n, start, rows, block);
+      for (int64_t row = rows.begin; step_.normed() && row < rows.end; ++row) {
+        normed_.AfterGates(dz_, start + row, steps_.Valid(time, row));
+      }
       Recur(time, start, rows, {0, output_panels_});
     }
   }
@@ -179,6 +195,19 @@ class Backward {
                  unit_panels_, Zeros(), {dm_ + rows.begin * kNr, kNr, h_rows_ * kNr});
   }
 
+  // What layer normalisation asks of all units of a row before the gradient of any.
+  void BeforeGates(int64_t time, int64_t start, Range rows) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      if (!steps_.Valid(time, row)) continue;
+      for (int64_t block = 0; !s_.projected && block < blocks_; ++block) {
+        Store(BlockOfA<float>(dm_, h_rows_, block, row),
+              TakeHidden({time, row, block}));
+      }
+      normed_.BeforeGates(time, row, start,
+                          [&](int64_t block) { return TakeMade(row, block); });
+    }
+  }
+
   // The gradient of a block of h that a valid step has made. What is left is that of h
   // before the step.
   LSTM_INLINE Vec TakeHidden(const Where& at) {
@@ -193,8 +222,8 @@ class Backward {
     return shares.made;
   }
 
-  // The gradient of a block of h before its projection.
-  Vec TakeProjected(int64_t row, int64_t block) const {
+  // The gradient of a block of m, where it was made before.
+  Vec TakeMade(int64_t row, int64_t block) const {
     return LiveBlock(Load(BlockOfA<float>(dm_, h_rows_, block, row)), s_.units, block);
   }
 
@@ -203,11 +232,12 @@ class Backward {
   void Gates(int64_t n, int64_t start, Range rows, int64_t block) {
     const int64_t time = steps_.Time(n);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const Where at = {time, row, block};
+      Where at = {time, row, block};
       float* carried = CellAt(dc_, s_.rows, block, row);
       SteppedBack back = {};
       if (steps_.Valid(time, row)) {
-        const Vec dm = s_.projected ? TakeProjected(row, block) : TakeHidden(at);
+        const Vec dm = s_.indivisible() ? TakeMade(row, block) : TakeHidden(at);
+        if (step_.normed()) at = normed_.At(at, start);
         Vec dc = Load(carried);
         if (p_.d_cs) dc += LoadBlock(p_.d_cs, time * s_.rows + row, s_.units, block);
         back = step_.Back(residuals_.Read(time, block, row),
@@ -241,7 +271,8 @@ class Backward {
     } else {
       const bool masked = step_.masked();
       const MatrixC<float> sum = in(masked ? dr_ : dh_);
-      Gemm<Scalar>({dz_ + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
+      const float* dz = step_.normed() ? normed_.by_hidden() : dz_;
+      Gemm<Scalar>({dz + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
                    {recurrent_ + panels.begin * depth_ * kNr, depth_ * kNr}, depth_,
                    panels.size(), masked ? Zeros() : AsInput(sum), sum);
       if (masked) AddMasked(time, rows, panels);
@@ -324,6 +355,7 @@ class Backward {
   const int64_t block_steps_;
   const int64_t z_rows_;
   const int64_t h_rows_;
+  NormedBlock<Scalar, Step> normed_;
   BlockProducts<Scalar, Step> products_;
 
   // Weights, transposed, in panels.

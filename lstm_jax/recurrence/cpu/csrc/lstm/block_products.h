@@ -7,7 +7,7 @@
 
 #include "lstm/entering.h"
 #include "lstm/gates.h"
-#include "lstm/step.h"
+#include "lstm/normed_block.h"
 #include "lstm/weight_gradient.h"
 
 namespace lstm {
@@ -25,12 +25,14 @@ template <class Scalar, class Step>
 class BlockProducts {
  public:
   // A block has at most `block_rows` rows, in panels of `panel_rows`.
-  BlockProducts(const BackwardProblem<Scalar>& problem, int64_t block_rows,
+  BlockProducts(const BackwardProblem<Scalar>& problem, const Step& step,
+                const NormedBlock<Scalar, Step>& normed, int64_t block_rows,
                 int64_t panel_rows)
       : p_(problem),
         s_(problem.sizes),
         steps_(problem.sizes, problem.controls),
-        step_(problem.variant, problem.sizes),
+        step_(step),
+        normed_(normed),
         entering_(problem),
         block_rows_(block_rows),
         panel_rows_(panel_rows),
@@ -48,6 +50,10 @@ class BlockProducts {
     const int64_t vectors = 4 * UnitBlocks(s_.units) * kWidth;
     if (p_.d_peephole) d_peephole_ = arena.Floats(vectors);
     if (p_.d_diagonal) d_diagonal_ = arena.Floats(vectors);
+    for (float*& sums : d_norm_scale_) {
+      if (p_.d_norm_scale) sums = arena.Floats(vectors);
+    }
+    if (p_.d_cell_norm) d_cell_norm_ = arena.Floats(vectors);
     d_xs_ = arena.Floats(threads * input_panels_ * tuning::kGradientRows * kNr);
     repacked_ = arena.Floats(repack_items() * RepackedStep());
     d_kernel_.Allocate(arena, block_rows_, one_block, threads);
@@ -94,26 +100,30 @@ class BlockProducts {
   // Before the products, where lanes are pairs, dz and dy are packed again, as B, in so
   // many items.
   int64_t repack_items() const {
-    return kPaired<Scalar> ? gate_panels_ + projection_panels_ : 0;
+    return kPaired<Scalar> ? Copies() * gate_panels_ + projection_panels_ : 0;
   }
 
   void Repack(int64_t item, const Block& block, float* dz, float* dy) {
-    const bool gates = item < gate_panels_;
-    RepackAAsB<Scalar>(gates ? dz : dy, panel_rows_,
-                       2 * (gates ? item : item - gate_panels_), block.rows,
-                       repacked_ + item * RepackedStep());
+    const int64_t gates = Copies() * gate_panels_;
+    float* from = item >= gates          ? dy
+                  : item >= gate_panels_ ? ByHidden(dz)
+                                         : ByInputs(dz);
+    RepackAAsB<Scalar>(from, panel_rows_,
+                       2 * (item < gates ? item % gate_panels_ : item - gates),
+                       block.rows, repacked_ + item * RepackedStep());
   }
 
   // A block's products are so many items.
   int64_t items(const Block& block) const {
     return input_items(block) + d_kernel_.items() + d_recurrent_.items() +
-           d_projection_.items() + bias_items() + peephole_items() + diagonal_items();
+           d_projection_.items() + bias_items() + peephole_items() + diagonal_items() +
+           norm_items();
   }
 
   // One of them; the largest come first. `dz` and `dy`, the gradients of projected h,
   // are packed as A.
   void Run(int64_t item, const Block& block, float* dz, float* dy, int rank) {
-    if (item < input_items(block)) return Inputs(item, block, dz, rank);
+    if (item < input_items(block)) return Inputs(item, block, ByInputs(dz), rank);
     item -= input_items(block);
     const int64_t lanes = DepthInLanes<Scalar>(block.rows);
     const auto gate_columns = [&](int64_t panel) {
@@ -121,8 +131,11 @@ class BlockProducts {
     };
     for (WeightGradient<Scalar>* gradient : {&d_kernel_, &d_recurrent_}) {
       if (item < gradient->items()) {
-        return gradient->Add(item, AsB(dz, 0), lanes, gate_columns, block.first,
-                             block.last, rank);
+        const bool hidden = gradient == &d_recurrent_;
+        const PackedB b = AsB(hidden ? ByHidden(dz) : ByInputs(dz),
+                              hidden ? (Copies() - 1) * gate_panels_ : 0);
+        return gradient->Add(item, b, lanes, gate_columns, block.first, block.last,
+                             rank);
       }
       item -= gradient->items();
     }
@@ -130,19 +143,26 @@ class BlockProducts {
       const auto columns = [&](int64_t panel) {
         return PlainColumns(s_.outputs, panel);
       };
-      return d_projection_.Add(item, AsB(dy, gate_panels_), lanes, columns, block.first,
-                               block.last, rank);
+      return d_projection_.Add(item, AsB(dy, Copies() * gate_panels_), lanes, columns,
+                               block.first, block.last, rank);
     }
     item -= d_projection_.items();
     if (item < bias_items()) return Bias(item * tuning::kGradientPanels, block, dz);
     item -= bias_items();
     if (item < peephole_items()) return Peephole(item, block, dz);
-    Diagonal(item - peephole_items(), block, dz);
+    item -= peephole_items();
+    if (item < diagonal_items()) return Diagonal(item, block, dz);
+    Norms(item - diagonal_items(), block, dz);
   }
 
  private:
   // Groups of rows that are kWidth lanes together.
   static int64_t Groups(int64_t rows) { return CeilDiv(rows, kWidth * kKr<Scalar>); }
+
+  // Where gates are normalised, dz is another by inputs and by h.
+  int64_t Copies() const { return step_.normed() ? 2 : 1; }
+  float* ByInputs(float* dz) const { return step_.normed() ? normed_.by_inputs() : dz; }
+  float* ByHidden(float* dz) const { return step_.normed() ? normed_.by_hidden() : dz; }
 
   // dz or dy as B, whose first panel is number `first` of all that are packed again.
   PackedB AsB(float* a, int64_t first) const {
@@ -207,10 +227,53 @@ class BlockProducts {
       const Vec h = LoadBlock(entering_.Hidden(time, row), 0, s_.units, units);
       for (Vec& one : seen) one = h;
     });
+    StoreGates(p_.d_diagonal, units, sums);
+  }
+
+  // The gradients of the scales of gates, and of c's scale and shift.
+  int64_t norm_items() const {
+    return p_.d_norm_scale || p_.d_cell_norm ? UnitBlocks(s_.units) : 0;
+  }
+
+  void Norms(int64_t units, const Block& block, float* dz) {
+    for (int part = 0; p_.d_norm_scale && part < 2; ++part) {
+      float* sums = d_norm_scale_[part] + 4 * units * kWidth;
+      AddProducts(units, block, dz, sums,
+                  [&](int64_t time, int64_t row, Vec(&seen)[4]) {
+                    const int64_t at = time * s_.rows + row - block.first_row;
+                    for (int gate = 0; gate < 4; ++gate) {
+                      seen[gate] = normed_.Normed(part, units, gate, at);
+                    }
+                  });
+      StoreGates(p_.d_norm_scale + part * s_.columns(), units, sums);
+    }
+    if (p_.d_cell_norm) CellNorm(units, block);
+  }
+
+  void CellNorm(int64_t units, const Block& block) {
+    float* sums = d_cell_norm_ + 2 * units * kWidth;
+    Vec scale = {}, shift = {};
+    if (!block.first) {
+      scale = Load(sums);
+      shift = Load(sums + kWidth);
+    }
+    for (int64_t n = 0; n < block.rows; ++n) {
+      const int64_t time = (block.first_row + n) / s_.rows;
+      if (!steps_.Valid(time, n % s_.rows)) continue;
+      normed_.AddCell(time, units, n, scale, shift);
+    }
+    Store(sums, scale);
+    Store(sums + kWidth, shift);
+    StoreBlock(p_.d_cell_norm, 0, s_.units, units, scale);
+    StoreBlock(p_.d_cell_norm, 1, s_.units, units, shift);
+  }
+
+  // Of one block of units, what is for each gate, to a row of all columns.
+  void StoreGates(Scalar* to, int64_t units, const float* sums) const {
     for (int gate = 0; gate < 4; ++gate) {
       const int place = s_.gates.place[gate];
       if (place == kNoGate) continue;
-      StoreBlock(p_.d_diagonal, place, s_.units, units, Load(sums + gate * kWidth));
+      StoreBlock(to, place, s_.units, units, Load(sums + gate * kWidth));
     }
   }
 
@@ -264,7 +327,8 @@ class BlockProducts {
   const BackwardProblem<Scalar>& p_;
   const Sizes& s_;
   const Steps<Scalar> steps_;
-  const Step step_;
+  const Step& step_;
+  const NormedBlock<Scalar, Step>& normed_;
   const Entering<Scalar> entering_;
   const SavedSteps<Scalar> saved_ = SavedOf(p_);
   const int64_t block_rows_;
@@ -282,6 +346,8 @@ class BlockProducts {
   // [blocks of units, 4 gates, kWidth]
   float* d_peephole_ = nullptr;
   float* d_diagonal_ = nullptr;
+  float* d_norm_scale_[2] = {nullptr, nullptr};
+  float* d_cell_norm_ = nullptr;  // [blocks of units, 2, kWidth]
   // Some rows of input gradients for each thread.
   float* d_xs_ = nullptr;
   // dz and dy packed as B, where that is not how they are packed as A.

@@ -6,10 +6,10 @@
 #ifndef LSTM_JAX_LSTM_FORWARD_H_
 #define LSTM_JAX_LSTM_FORWARD_H_
 
+#include "lstm/carry.h"
 #include "lstm/forward_weights.h"
+#include "lstm/layer_norm.h"
 #include "lstm/partition.h"
-#include "lstm/step.h"
-#include "lstm/steps.h"
 #include "memory/pages.h"
 #include "threads/team.h"
 
@@ -24,11 +24,14 @@ class Forward {
         s_(problem.sizes),
         steps_(problem.sizes, problem.controls),
         step_(problem.variant, problem.sizes),
-        weights_(problem.weights, problem.sizes),
+        carry_(problem, step_),
+        weights_(problem),
+        norm_(problem.variant, problem.sizes),
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
         panels_(2 * blocks_),
         output_panels_(CeilDiv(s_.outputs, kNr)),
+        h_rows_(PanelRows(s_.rows)),
         residuals_(p_.gates, p_.cells, s_.units, s_.rows, p_.variant.linear_candidate),
         block_steps_(ProjectedSteps(s_, threads_)) {}
 
@@ -38,18 +41,16 @@ class Forward {
   void Allocate(Arena& arena) {
     const int64_t block_rows = block_steps_ * s_.rows;
     weights_.Allocate(arena);
+    carry_.Allocate(arena);
     x_rows_ = PanelRows(block_rows);
     x_ = arena.Floats(CeilDiv(weights_.input_lanes(), kNr) * x_rows_ * kNr);
     z_rows_ = PanelRows(block_rows);
-    const bool one_block = SplitByRows(s_, threads_) && block_steps_ == 1;
+    const bool one_block = SplitByRows(s_, threads_) && !WholeRows();
     z_ = arena.Floats((one_block ? 2 : panels_) * z_rows_ * kNr);
-    h_rows_ = PanelRows(s_.rows);
-    for (float*& h : h_) {
-      h = arena.Floats(CeilDiv(weights_.output_lanes(), kNr) * h_rows_ * kNr);
-    }
-    c_ = arena.Floats(blocks_ * s_.rows * kWidth);
-    if (step_.masked()) {
-      unmasked_ = arena.Floats(2 * output_panels_ * s_.rows * kWidth);
+    if (step_.normed()) {
+      norm_.Allocate(arena);
+      r_ = arena.Floats(panels_ * h_rows_ * kNr);
+      cell_norms_ = static_cast<RowNorm*>(arena.Bytes(s_.rows, sizeof(RowNorm)));
     }
     if (s_.projected) {
       m_ = arena.Floats(CeilDiv(weights_.unit_lanes(), kNr) * h_rows_ * kNr);
@@ -72,36 +73,34 @@ class Forward {
  private:
   // Packs weights and the first state; whoever is here takes part.
   void Pack(Team& team) {
+    const int64_t norms = step_.normed() ? 1 : 0;
     for (;;) {
-      const int64_t item = team.Take();
+      int64_t item = team.Take();
       if (item < weights_.items()) {
         weights_.Pack(item);
-      } else if (item < weights_.items() + s_.rows) {
-        Start(item - weights_.items());
+        continue;
+      }
+      item -= weights_.items();
+      if (item < norms) {
+        norm_.Pack();
+      } else if (item < norms + s_.rows) {
+        Start(item - norms);
       } else {
         break;
       }
     }
   }
 
-  // The state that enters the first step, of one row.
   void Start(int64_t row) {
-    const bool reset = steps_.Reset(steps_.Time(0), row);
-    const State<Scalar>& from = reset ? p_.controls.reset_state : p_.state;
-    for (int64_t block = 0; block < 2 * output_panels_; ++block) {
-      const Vec h = HiddenOf(from, block, row);
-      EnterHidden(0, block, row, h);
-      // Blocks beyond the last are never written again.
-      StoreA<Scalar>(HiddenAt(1, block, row), Vec{});
-    }
+    carry_.Start(row);
     for (int64_t block = 0; s_.projected && block < 2 * CeilDiv(s_.units, kNr);
          ++block) {
       StoreA<Scalar>(BlockOfA<Scalar>(m_, h_rows_, block, row), Vec{});
     }
-    for (int64_t block = 0; block < blocks_; ++block) {
-      Store(CellAt(c_, s_.rows, block, row), LoadBlock(from.c, row, s_.units, block));
-    }
   }
+
+  // Whether all units of a row are there at once.
+  bool WholeRows() const { return block_steps_ > 1 || step_.normed(); }
 
   void RunByRows(Range rows) {
     if (rows.size() == 0) return;
@@ -114,9 +113,9 @@ class Forward {
         PackRows(p_.xs + steps_.Time(n) * s_.rows * s_.inputs, rows.begin, rows.end,
                  s_.inputs, x_rows_, x_ + at(n) * kNr);
       }
-      if (block_steps_ > 1) ProjectInputs(base, at(last) - base, {0, blocks_}, Z());
+      if (WholeRows()) ProjectInputs(base, at(last) - base, {0, blocks_}, Z());
       for (int64_t n = first; n < last; ++n) {
-        if (block_steps_ > 1) {
+        if (WholeRows()) {
           Advance(n, rows, {0, blocks_}, Z().At(at(n), 0));
         } else {
           // Of many rows, one block of units at a time: it stays in the cache.
@@ -133,10 +132,10 @@ class Forward {
   // A step of some blocks of units, from what the inputs contribute; `z` is that of the
   // first row, for the first block.
   void Advance(int64_t n, Range rows, Range blocks, MatrixC<float> z) {
-    if (!step_.diagonal()) {
-      Gemm<Scalar>({h_[n % 2] + rows.begin * kNr, h_rows_ * kNr}, rows.size(),
-                   weights_.Recurrent(blocks.begin), weights_.output_lanes(),
-                   2 * blocks.size(), AsInput(z), z);
+    if (step_.normed()) {
+      AddNormed(n, rows, z);
+    } else if (!step_.diagonal()) {
+      Recur(n, rows, blocks, AsInput(z), z);
     }
     // All gates are computed before any is used, so that the processor need not wait
     // for one of them.
@@ -146,6 +145,7 @@ class Forward {
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       Activate(n, rows, block, row_zero(block));
     }
+    if (step_.normed()) NormaliseCells(n, rows, z.At(-rows.begin, 0).data);
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       Update(n, rows, block, row_zero(block));
     }
@@ -154,11 +154,52 @@ class Forward {
     }
   }
 
+  // to = from + h * recurrent kernel, for some rows and blocks of units.
+  void Recur(int64_t n, Range rows, Range blocks, MatrixC<const float> from,
+             MatrixC<float> to) {
+    Gemm<Scalar>(carry_.Entering(n, rows.begin), rows.size(),
+                 weights_.Recurrent(blocks.begin), weights_.output_lanes(),
+                 2 * blocks.size(), from, to);
+  }
+
+  // z += what that is normalised to.
+  void AddNormed(int64_t n, Range rows, MatrixC<float> z) {
+    const MatrixC<float> r = {r_ + rows.begin * kNr, kNr, h_rows_ * kNr};
+    Recur(n, rows, {0, blocks_}, Zeros(), r);
+    for (int64_t row = 0; row < rows.size(); ++row) {
+      norm_.Apply(1, RowOf(r, row), RowOf(z, row), RowOf(z, row));
+    }
+  }
+
+  // What c is normalised with once it is made; `z` are the gates of row 0.
+  void NormaliseCells(int64_t n, Range rows, float* z) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      if (!steps_.Valid(steps_.Time(n), row)) continue;
+      const auto cell = [&](int64_t block) {
+        return step_.NewCell(GatesAt(z + 2 * block * z_rows_ * kNr + row * kNr),
+                             carry_.Cell(block, row));
+      };
+      const auto live = [&](int64_t block, Vec v) {
+        return LiveBlock(v, s_.units, block);
+      };
+      cell_norms_[row] = NormOf(s_.units, blocks_, cell, live);
+    }
+  }
+
   // z = bias + x * kernel, for some blocks of units, and rows from `first` on.
   void ProjectInputs(int64_t first, int64_t rows, Range blocks, MatrixC<float> z) {
-    const int64_t depth = weights_.input_lanes();
+    const MatrixC<float> to = z.At(first, 0);
     Gemm<Scalar>({x_ + first * kNr, x_rows_ * kNr}, rows, weights_.Kernel(blocks.begin),
-                 depth, 2 * blocks.size(), weights_.Bias(blocks.begin), z.At(first, 0));
+                 weights_.input_lanes(), 2 * blocks.size(),
+                 step_.normed() ? Zeros() : weights_.Bias(blocks.begin), to);
+    for (int64_t row = 0; step_.normed() && row < rows; ++row) {
+      norm_.Apply(0, RowOf(to, row), RowOf(weights_.Bias(0), 0), RowOf(to, row));
+    }
+  }
+
+  template <class Float>
+  static GateRow<Float> RowOf(MatrixC<Float> matrix, int64_t row) {
+    return {matrix.At(row, 0).data, matrix.panel_step};
   }
 
   void RunByUnits(int rank, Team& team) {
@@ -227,9 +268,9 @@ class Forward {
       const GateVecs raw = GatesAt(from);
       GateVecs gates = {live(raw.i), live(raw.f), live(raw.g), live(raw.o)};
       if (step_.diagonal()) {
-        gates = step_.AddDiagonal(gates, LoadA<Scalar>(HiddenAt(n, block, row)), at);
+        gates = step_.AddDiagonal(gates, carry_.EnteringBlock(n, block, row), at);
       }
-      gates = step_.Activate(gates, Load(CellAt(c_, s_.rows, block, row)), at);
+      gates = step_.Activate(gates, carry_.Cell(block, row), at);
       Store(from, gates.i);
       Store(from + kWidth, gates.f);
       Store(from + z_rows_ * kNr, gates.g);
@@ -257,14 +298,15 @@ class Forward {
 
   LSTM_INLINE void UpdateBlock(int64_t n, int64_t row, int64_t block, const float* z) {
     const int64_t time = steps_.Time(n);
-    const Stepped t = step_.Update(GatesAt(z), Load(CellAt(c_, s_.rows, block, row)),
-                                   {time, row, block});
+    Where at = {time, row, block};
+    if (step_.normed()) at.norm = cell_norms_[row];
+    const Stepped t = step_.Update(GatesAt(z), carry_.Cell(block, row), at);
     if (residuals_) {
       residuals_.Write(time, block, row,
                        {t.gates.i, t.gates.f, t.gates.g, t.gates.o, t.c});
     }
     StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, t.c);
-    CarryCell(n, block, row, t.c);
+    carry_.PassCell(n, block, row, t.c);
     if (s_.projected) {
       StoreA<Scalar>(BlockOfA<Scalar>(m_, h_rows_, block, row), t.m);
     } else {
@@ -275,18 +317,18 @@ class Forward {
   // h, from what a valid step has made of it.
   LSTM_INLINE void PutOut(int64_t n, int64_t block, int64_t row, Vec made) {
     const Where at = {steps_.Time(n), row, block};
-    const Vec h = step_.Hidden(HiddenBefore(n, block, row), made, at);
-    Emit(p_.ys, at.time, block, row, step_.Output(h, at));
-    CarryHidden(n, block, row, h);
+    const Vec h = step_.Hidden(carry_.Hidden(n, block, row), made, at);
+    StoreBlock(p_.ys, at.time * s_.rows + row, s_.outputs, block, step_.Output(h, at));
+    carry_.PassHidden(n, block, row, h);
   }
 
   // A step that is not valid.
   void HoldBlock(int64_t n, int64_t row, int64_t block) {
     const int64_t time = steps_.Time(n);
-    const Vec c = Load(CellAt(c_, s_.rows, block, row));
+    const Vec c = carry_.Cell(block, row);
     if (residuals_) residuals_.Write(time, block, row, {Vec{}, Vec{}, Vec{}, Vec{}, c});
     StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, Vec{});
-    CarryCell(n, block, row, c);
+    carry_.PassCell(n, block, row, c);
     if (!s_.projected) Hold(n, block, row);
   }
 
@@ -310,71 +352,22 @@ class Forward {
 
   // A step that is not valid: nothing out, the state as before.
   void Hold(int64_t n, int64_t block, int64_t row) {
-    Emit(p_.ys, steps_.Time(n), block, row, Vec{});
-    CarryHidden(n, block, row, HiddenBefore(n, block, row));
-  }
-
-  // What leaves a step enters the next one, or is the last state.
-  void CarryHidden(int64_t n, int64_t block, int64_t row, Vec h) {
-    if (n + 1 == s_.steps) {
-      Emit(p_.last_h, 0, block, row, h);
-      return;
-    }
-    if (steps_.Reset(steps_.Time(n + 1), row)) {
-      h = HiddenOf(p_.controls.reset_state, block, row);
-    }
-    EnterHidden(n + 1, block, row, h);
-  }
-
-  // h as step n finds it: what enters the product, and what the step may keep.
-  void EnterHidden(int64_t n, int64_t block, int64_t row, Vec h) {
-    const int64_t time = steps_.Time(n);
-    if (step_.masked()) {
-      Store(CellAt(unmasked_, s_.rows, block, row), Round<Scalar>(h));
-      h = step_.Recurrent(h, {time, row, block});
-    }
-    StoreA<Scalar>(HiddenAt(n, block, row), h);
-    Emit(p_.entering, time, block, row, h);
-  }
-
-  Vec HiddenBefore(int64_t n, int64_t block, int64_t row) const {
-    if (step_.masked()) return Load(CellAt(unmasked_, s_.rows, block, row));
-    return LoadA<Scalar>(HiddenAt(n, block, row));
-  }
-
-  void CarryCell(int64_t n, int64_t block, int64_t row, Vec c) {
-    if (n + 1 == s_.steps) {
-      StoreBlock(p_.last_c, row, s_.units, block, c);
-      return;
-    }
-    if (steps_.Reset(steps_.Time(n + 1), row)) {
-      c = LoadBlock(p_.controls.reset_state.c, row, s_.units, block);
-    }
-    Store(CellAt(c_, s_.rows, block, row), c);
-  }
-
-  void Emit(Scalar* to, int64_t time, int64_t block, int64_t row, Vec h) {
-    StoreBlock(to, time * s_.rows + row, s_.outputs, block, h);
-  }
-
-  Vec HiddenOf(const State<Scalar>& state, int64_t block, int64_t row) const {
-    return LoadBlock(state.h, row, s_.outputs, block);
-  }
-
-  // h as it enters the product of step n.
-  float* HiddenAt(int64_t n, int64_t block, int64_t row) const {
-    return BlockOfA<Scalar>(h_[n % 2], h_rows_, block, row);
+    StoreBlock(p_.ys, steps_.Time(n) * s_.rows + row, s_.outputs, block, Vec{});
+    carry_.PassHidden(n, block, row, carry_.Hidden(n, block, row));
   }
 
   const ForwardProblem<Scalar>& p_;
   const Sizes& s_;
   const Steps<Scalar> steps_;
   const Step step_;
+  Carry<Scalar, Step> carry_;
   ForwardWeights<Scalar> weights_;
+  GateNorm<Scalar> norm_;
   const int threads_;
   const int64_t blocks_;         // of units
   const int64_t panels_;         // of gates
   const int64_t output_panels_;  // of h
+  const int64_t h_rows_;
   const Residuals<GateBits<Scalar>, uint32_t> residuals_;
   const int64_t block_steps_;
 
@@ -383,11 +376,11 @@ class Forward {
   int64_t x_rows_ = 0;
   float* z_ = nullptr;
   int64_t z_rows_ = 0;
-  // The state: h as it enters this step and the next one, c, and h before projection.
-  float* h_[2] = {nullptr, nullptr};
-  int64_t h_rows_ = 0;
-  float* c_ = nullptr;
-  float* unmasked_ = nullptr;  // h, where another enters the product
+  // Of one step, where gates and c are normalised: h * recurrent kernel, and what c is
+  // normalised with.
+  float* r_ = nullptr;
+  RowNorm* cell_norms_ = nullptr;
+  // h before its projection, and after it.
   float* m_ = nullptr;
   float* projected_ = nullptr;
 };

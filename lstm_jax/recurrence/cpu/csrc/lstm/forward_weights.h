@@ -12,9 +12,11 @@ namespace LSTM_ISA {
 template <class Scalar>
 class ForwardWeights {
  public:
-  ForwardWeights(const Weights<Scalar>& weights, const Sizes& sizes)
-      : w_(weights),
-        s_(sizes),
+  template <class Problem>
+  explicit ForwardWeights(const Problem& problem)
+      : w_(problem.weights),
+        shift_(problem.variant.norm_shift),
+        s_(problem.sizes),
         gate_panels_(2 * UnitBlocks(s_.units)),
         projection_panels_(s_.projected ? CeilDiv(s_.outputs, kNr) : 0),
         input_lanes_(DepthInLanes<Scalar>(s_.inputs)),
@@ -81,8 +83,11 @@ class ForwardWeights {
 
   void PackBias(int64_t panel, const Columns& columns) {
     for (int v = 0; v < 2; ++v) {
-      const Vec bias =
-          w_.bias ? LoadUpTo(w_.bias + columns.start[v], columns.count[v]) : Vec{};
+      const auto part = [&](const Scalar* from) {
+        return from ? LoadUpTo(from + columns.start[v], columns.count[v]) : Vec{};
+      };
+      Vec bias = part(w_.bias);
+      if (shift_) bias += part(shift_) + part(shift_ + s_.columns());
       Store(bias_ + panel * kNr + v * kWidth, bias);
     }
   }
@@ -97,6 +102,7 @@ class ForwardWeights {
   }
 
   const Weights<Scalar>& w_;
+  const Scalar* const shift_;  // what layer normalisation adds; null if it adds nothing
   const Sizes& s_;
   const int64_t gate_panels_;
   const int64_t projection_panels_;

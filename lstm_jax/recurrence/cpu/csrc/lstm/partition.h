@@ -23,7 +23,7 @@ LSTM_INLINE int64_t JoinTimeoutMicroseconds(const Sizes& s) {
 LSTM_INLINE int ChooseThreads(const Sizes& s, int limit) {
   const double step = 8.0 * s.rows * s.units * s.outputs;
   if (step < tuning::kStepWorth || Operations(s) < tuning::kCallWorth) return 1;
-  const int64_t most = s.projected ? s.rows : Max(s.rows, CeilDiv(s.units, kNr));
+  const int64_t most = s.indivisible() ? s.rows : Max(s.rows, CeilDiv(s.units, kNr));
   return static_cast<int>(Min(limit, most));
 }
 
@@ -33,7 +33,7 @@ LSTM_INLINE bool SplitByRows(const Sizes& s, int threads) {
   const int64_t bytes = 16 * s.units * (s.inputs + s.outputs);
   const int64_t worth =
       bytes <= tuning::kSmallWeights ? tuning::kRowsWorthSmall : tuning::kRowsWorth;
-  return s.projected || s.rows >= worth * threads;
+  return s.indivisible() || s.rows >= worth * threads;
 }
 
 // A part of a step: some blocks of columns, for some of the rows.

@@ -10,11 +10,26 @@
 namespace lstm {
 namespace LSTM_ISA {
 
-// Which block of units, of which row, when.
+// The mean of a row, and what it is multiplied by without it.
+struct RowNorm {
+  float mean;
+  float scale;
+};
+
+// Of the gradient of a row that was normalised: its mean, and that of its product with
+// what the row has become.
+struct NormShares {
+  float plain;
+  float along;
+};
+
+// Which block of units, of which row, when; and of c, where it is normalised.
 struct Where {
   int64_t time;
   int64_t row;
   int64_t block;
+  RowNorm norm = {};
+  NormShares shares = {};
 };
 
 // The gates, before or after they are activated.
@@ -37,6 +52,13 @@ struct SteppedBack {
   Vec m;
 };
 
+// The gradient of c as the output sees it, normalised, scaled and shifted; and c, but
+// normalised.
+struct NormedBack {
+  Vec gradient;
+  Vec cell;
+};
+
 // Gradients of h: of what the step has made, and of what it kept from the step before.
 struct HiddenShares {
   Vec made;
@@ -57,14 +79,25 @@ class StandardStep {
   }
   LSTM_INLINE Vec DiagonalBack(const GateVecs&, const Where&) const { return Vec{}; }
 
+  // Whether gates and c are normalised over all units of a row.
+  static constexpr bool normed() { return false; }
+  LSTM_INLINE NormedBack BackNormed(const SavedStep&, Vec, Vec, const Where&) const {
+    return {Vec{}, Vec{}};
+  }
+  LSTM_INLINE Vec CellScale(int64_t) const { return Vec{}; }
+
   // The gates from their pre-activations, as far as they do not need c after the step.
   LSTM_INLINE GateVecs Activate(const GateVecs& z, Vec, const Where&) const {
     return {Sigmoid(z.i), Sigmoid(z.f), Tanh(z.g), Sigmoid(z.o)};
   }
 
+  LSTM_INLINE Vec NewCell(const GateVecs& gates, Vec before) const {
+    return gates.f * before + gates.i * gates.g;
+  }
+
   // The rest, from those gates and c before the step.
   LSTM_INLINE Stepped Update(const GateVecs& gates, Vec before, const Where&) const {
-    const Vec c = gates.f * before + gates.i * gates.g;
+    const Vec c = NewCell(gates, before);
     return {gates, c, gates.o * Tanh(c)};
   }
 

@@ -1,5 +1,6 @@
 // The step of a variant: peepholes, gates that are missing or coupled, linear
-// activations, limits, masks and zoneout, each where `Variant` has it.
+// activations, layer normalisation, limits, masks and zoneout, each where `Variant` has
+// it.
 #ifndef LSTM_JAX_LSTM_VARIANT_STEP_H_
 #define LSTM_JAX_LSTM_VARIANT_STEP_H_
 
@@ -31,6 +32,8 @@ class VariantStep {
 
   bool diagonal() const { return v_.diagonal != nullptr; }
 
+  bool normed() const { return v_.norm_scale != nullptr; }
+
   LSTM_INLINE GateVecs AddDiagonal(const GateVecs& z, Vec h, const Where& at) const {
     return {z.i + Diagonal(0, at) * h, z.f + Diagonal(1, at) * h,
             z.g + Diagonal(2, at) * h, z.o + Diagonal(3, at) * h};
@@ -55,7 +58,11 @@ class VariantStep {
   LSTM_INLINE Stepped Update(GateVecs gates, Vec before, const Where& at) const {
     const Vec c = NewCell(gates, before);
     if (peephole_[3]) gates.o = Gate(3, gates.o, c, at);
-    return {gates, Carried(before, c, at), gates.o * (v_.linear_output ? c : Tanh(c))};
+    return {gates, Carried(before, c, at), gates.o * Activated(c, at)};
+  }
+
+  LSTM_INLINE Vec NewCell(const GateVecs& gates, Vec before) const {
+    return Clip(gates.f * before + gates.i * gates.g, v_.cell_clip);
   }
 
   LSTM_INLINE Vec Hidden(Vec before, Vec made, const Where& at) const {
@@ -73,12 +80,11 @@ class VariantStep {
   LSTM_INLINE SteppedBack Back(const SavedStep& t, Vec before, Vec dm, Vec d_carried,
                                const Where& at) const {
     const Vec c = MadeCell(t, before);
-    const Vec out = v_.linear_output ? c : Tanh(c);
+    const Vec out = Activated(c, at);
     GateVecs dz = {};
     dz.o = BackGate(t.o, dm * out);
-    const Vec slope = v_.linear_output ? Broadcast(1.0f) : 1.0f - out * out;
     Vec dc = ShareMade(v_.keep_c, v_.zoneout_c, s_.units, d_carried, at) +
-             dm * t.o * slope + dz.o * Peephole(3, at);
+             BackSeen(c, dm * t.o * Slope(out), at) + dz.o * Peephole(3, at);
     dc = Within(c, v_.cell_clip, dc);
     dz.i = BackGate(t.i, dc * (v_.coupled ? t.g - before : t.g));
     if (!v_.coupled) dz.f = BackGate(t.f, dc * before);
@@ -86,6 +92,16 @@ class VariantStep {
     const Vec d_before = ShareKept(v_.keep_c, v_.zoneout_c, s_.units, d_carried, at) +
                          dc * t.f + dz.i * Peephole(0, at) + dz.f * Peephole(1, at);
     return {dz, d_before, t.o * out};
+  }
+
+  LSTM_INLINE NormedBack BackNormed(const SavedStep& t, Vec before, Vec dm,
+                                    const Where& at) const {
+    const Vec c = MadeCell(t, before);
+    return {dm * t.o * Slope(Activated(c, at)), Normalised(c, at)};
+  }
+
+  LSTM_INLINE Vec CellScale(int64_t block) const {
+    return LoadBlock(v_.cell_norm, 0, s_.units, block);
   }
 
   LSTM_INLINE HiddenShares Share(Vec dh, const Where& at) const {
@@ -111,6 +127,34 @@ class VariantStep {
   // A gradient, where what it is of was not clipped.
   static LSTM_INLINE Vec Within(Vec x, float limit, Vec gradient) {
     return Select((x < limit) & (x > -limit), gradient, Vec{});
+  }
+
+  // c as the output sees it.
+  LSTM_INLINE Vec Seen(Vec c, const Where& at) const {
+    if (!v_.cell_norm) return c;
+    return CellScale(at.block) * Normalised(c, at) +
+           LoadBlock(v_.cell_norm, 1, s_.units, at.block);
+  }
+
+  static LSTM_INLINE Vec Normalised(Vec c, const Where& at) {
+    return (c - at.norm.mean) * at.norm.scale;
+  }
+
+  // From the gradient of that to that of c.
+  LSTM_INLINE Vec BackSeen(Vec c, Vec gradient, const Where& at) const {
+    if (!v_.cell_norm) return gradient;
+    const Vec back = CellScale(at.block) * gradient - at.shares.plain -
+                     Normalised(c, at) * at.shares.along;
+    return LiveBlock(at.norm.scale * back, s_.units, at.block);
+  }
+
+  // What the output gate multiplies, and its derivative.
+  LSTM_INLINE Vec Activated(Vec c, const Where& at) const {
+    const Vec seen = Seen(c, at);
+    return v_.linear_output ? seen : Tanh(seen);
+  }
+  LSTM_INLINE Vec Slope(Vec activated) const {
+    return v_.linear_output ? Broadcast(1.0f) : 1.0f - activated * activated;
   }
 
   LSTM_INLINE Vec Peephole(int gate, const Where& at) const {
@@ -140,10 +184,6 @@ class VariantStep {
     const Vec dz = v_.linear_candidate ? gradient : gradient * (1.0f - g * g);
     if (v_.clip > kHuge) return dz;
     return Within(g, candidate_, dz);
-  }
-
-  LSTM_INLINE Vec NewCell(const GateVecs& gates, Vec before) const {
-    return Clip(gates.f * before + gates.i * gates.g, v_.cell_clip);
   }
 
   LSTM_INLINE Vec Carried(Vec before, Vec made, const Where& at) const {
