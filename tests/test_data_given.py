@@ -145,7 +145,7 @@ FLOATS = [np.ones(n, np.float32) for n in (1, 2, 3, 4)]
                 [np.ones((2, 3)), np.ones((2, 4))], batch_size=1
             ),
             ValueError,
-            r"sequences\[1\]: expected shape \['T', 3\]",
+            r"sequences\[1\]: expected shape \[T, 3\]",
         ),
         (
             lambda: data.bucket_batches([np.float32(1)], batch_size=1),
