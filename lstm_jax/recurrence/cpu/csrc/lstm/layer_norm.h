@@ -11,19 +11,25 @@
 namespace lstm {
 namespace LSTM_ISA {
 
-LSTM_INLINE float Total(Vec v) {
-  float lanes[kWidth];
-  Store(lanes, v);
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int n = 0; n < half; ++n) lanes[n] += lanes[n + half];
+// The sum of a vector's lanes, half by half.
+template <int kLanes, class V>
+LSTM_INLINE float TotalOfLanes(V v) {
+  if constexpr (kLanes > 4) {
+    typedef float Half __attribute__((vector_size(2 * kLanes)));
+    Half low, high;
+    std::memcpy(&low, &v, sizeof(low));
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    return TotalOfLanes<kLanes / 2>(low + high);
+  } else {
+    return (v[0] + v[2]) + (v[1] + v[3]);
   }
-  return lanes[0];
 }
 
-// The sum of `vectors` vectors.
+LSTM_INLINE float Total(Vec v) { return TotalOfLanes<kWidth>(v); }
+
+// The sum of `vectors` vectors. Four sums need not wait for each other.
 template <class At>
 LSTM_INLINE float TotalOf(int64_t vectors, At at) {
-  // Four sums need not wait for each other.
   Vec a = {}, b = {}, c = {}, d = {};
   int64_t n = 0;
   for (; n + 4 <= vectors; n += 4) {
@@ -110,12 +116,18 @@ class GateNorm {
   template <class At, class Put>
   LSTM_INLINE void Back(int part, GateRow<float> row, float factor, At at,
                         Put put) const {
-    const float count = static_cast<float>(s_.columns());
+    const float share = 1 / static_cast<float>(s_.columns());
     const auto gradient = [&](int64_t n) { return Scale(part, n) * at(n); };
-    const float plain = TotalOf(vectors_, gradient) / count;
-    const float along =
-        TotalOf(vectors_, [&](int64_t n) { return gradient(n) * Load(row.At(n)); }) /
-        count;
+    Vec sum[2] = {}, product[2] = {};
+    for (int64_t n = 0; n < vectors_; n += 2) {
+      for (int k = 0; k < 2; ++k) {
+        const Vec d = gradient(n + k);
+        sum[k] += d;
+        product[k] += d * Load(row.At(n + k));
+      }
+    }
+    const float plain = Total(sum[0] + sum[1]) * share;
+    const float along = Total(product[0] + product[1]) * share;
     for (int64_t n = 0; n < vectors_; ++n) {
       const Vec back = gradient(n) - plain - Load(row.At(n)) * along;
       put(n, Live(n, factor * back));
