@@ -64,7 +64,8 @@ CASES = STANDARD | OTHERS
 
 
 # Of these every layer has kernels, or some have.
-KERNELS = {*STANDARD, "mixed", "peephole", "noisy", "diagonal"} & CASES.keys()
+KERNELS = {*STANDARD, "mixed", "peephole", "noisy", "diagonal", "layer_norm"}
+KERNELS &= CASES.keys()
 
 
 class Layout(NamedTuple):

@@ -274,7 +274,7 @@ def test_is_chosen_where_it_can_run():
 
 
 def test_each_layer_of_a_stack_chooses_for_itself():
-    cells = lj.LSTMCell(3, 4), lj.SLSTMCell(4, 4), lj.LSTMCell(4, 5, layer_norm="ba")
+    cells = lj.LSTMCell(3, 4), lj.SLSTMCell(4, 4), lj.LSTMCell(4, 5, variant="FGR")
     model = lj.Stack(cells)
     params, xs = model.init(jax.random.key(0)), jnp.ones((2, 7, 3))
     text = jax.jit(model.apply).lower(params, xs).as_text()
@@ -298,9 +298,9 @@ def test_noise_leaves_the_kernels_to_run_where_they_know_the_cell():
     assert calls(None, zoneout_h=0.5) == 1
     assert calls(key, input_dropout=0.5, drop_connect=0.5) == 1
     assert calls(key, recurrent_dropout=0.5) == 1
-    normalised = lj.LSTMCell(3, 4, layer_norm="haste")
-    assert calls(key, normalised, recurrent_dropout=0.5) == 0
-    cell = lj.Regularized(normalised, recurrent_dropout=0.5)
+    other = lj.LSTMCell(3, 4, variant="FGR")
+    assert calls(key, other, recurrent_dropout=0.5) == 0
+    cell = lj.Regularized(other, recurrent_dropout=0.5)
     params = cell.init(jax.random.key(0))
-    with pytest.raises(NotImplementedError, match="layer_norm=.haste."):
+    with pytest.raises(NotImplementedError, match="variant=.FGR."):
         lj.scan(cell, params, xs, key=key, implementation="cpu")

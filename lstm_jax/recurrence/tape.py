@@ -24,9 +24,10 @@ _GATES = 4  # that a tape has room for; a variant may have fewer
 
 
 def pack(cell: Cell, inputs: Inputs, saved: Saved, starts: LSTMState) -> Tape:
-    """What the reference saved of an additive LSTM, as a :class:`Tape`.
+    """What the reference saved of an LSTM, as a :class:`Tape`.
 
-    Its first rows of cells are those of ``starts``, which entered the blocks.
+    Where what inputs and what h contribute do not make one sum, only the inputs' part
+    is there. Its first rows of cells are those of ``starts``, which entered the blocks.
     """
     states, (pre, _) = saved
     z, dtype = _first(pre), inputs.dtype
@@ -80,8 +81,10 @@ def unpack(
     h_starts = first_of_blocks(entering, size, reverse)
     cells = tape.cells[: h_starts.shape[0]] if size > 1 else tape.cells
     cells = lax.bitcast_convert_type(cells, c.dtype)[..., :units]
-    states = LSTMState(entering, None)
-    return Saved(states, (pre, None)), LSTMState(h_starts, cells)
+    states, r = LSTMState(entering, None), None
+    if not cell.additive:
+        r = cell.recur(inputs.params, states)
+    return Saved(states, (pre, r)), LSTMState(h_starts, cells)
 
 
 def _first(tree: PyTree) -> Array:
