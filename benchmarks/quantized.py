@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 import lstm_jax as lj
+from benchmarks import report
 from benchmarks.cases import CASES, Case, choose
 from benchmarks.reference import make_problem
 from benchmarks.timing import Times, measure, threads
@@ -164,7 +165,8 @@ def main() -> None:
                 f"at least {min(ratios):.2f}"
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"threads": threads(), "rows": rows}, indent=1))
+    table = {"machine": report.machine(), "rows": rows}
+    args.out.write_text(json.dumps(table, indent=1))
 
 
 if __name__ == "__main__":
