@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from lstm_jax.replacing import replacing
 
 _INSTALL = 'needs safetensors: pip install "lstm_jax[training]"'
 # How files of torch.save begin: as a zip file, or as a pickle.
@@ -117,16 +117,8 @@ def write(
     except ImportError as error:
         raise ImportError(f"Writing {os.fspath(path)} {_INSTALL}") from error
     data = save(dict(arrays), metadata or None)
-    # A file of its own for whoever writes at the same time.
-    partial = f"{os.fspath(path)}.{secrets.token_hex(4)}.partial"
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(partial)
-        raise
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(data)
 
 
 def _check_names(path: str) -> None:

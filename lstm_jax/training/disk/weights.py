@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lstm_jax.checks import border
+from lstm_jax.replacing import replacing
 from lstm_jax.types import PyTree
 
 _INSTALL = 'needs safetensors: pip install "lstm_jax[training]"'
@@ -58,9 +59,8 @@ def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
     _check_place(path)
     leaves = named("params", params)
     arrays = {name: stored(f"params{name}", leaf) for name, leaf in leaves.items()}
-    partial = f"{os.fspath(path)}.partial"
-    save_file(arrays, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(arrays, partial)
 
 
 def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
