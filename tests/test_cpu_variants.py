@@ -26,8 +26,10 @@ OPTIONS = {
     "NOAF": {"variant": "NOAF", "cell_clip": 0.5, "peephole": True},
     "diagonal": {"num_heads": "all", "variant": "CIFG", "peephole": True},
     "clips": {"clip": 0.6, "cell_clip": 0.3},
+    "heads": {"num_heads": "some", "variant": "NIG"},
     "layer_norm": {"layer_norm": "haste"},
     "layer_norm_ba": {"layer_norm": "ba", "peephole": True, "use_bias": False},
+    "layer_norm_heads": {"layer_norm": "haste", "num_heads": "some"},
     "layer_norm_CIFG": {"layer_norm": "ba", "variant": "CIFG", "cell_clip": 0.8},
 }
 NOISE = {
@@ -53,6 +55,8 @@ def test_options_agree_with_the_reference(name, shape):
     options = dict(OPTIONS[name])
     if options.get("num_heads") == "all":
         options["num_heads"], P = H, None
+    if options.get("num_heads") == "some":
+        options["num_heads"] = 4 if H == 200 else 3
     cell = lj.LSTMCell(I, H, proj_size=P, **options)
     options = dict(names=ALL if T > 9 else (), shape=(B, T), reverse=B == 20)
     actual = program(cell, "cpu", **options)()
@@ -75,6 +79,12 @@ def test_noise_agrees_with_the_reference(name, shape, key):
     assert_close(actual, program(cell, "xla", **options)())
 
 
+def test_units_alone_are_normalised_together():
+    cell = lj.LSTMCell(3, 6, layer_norm="ba", num_heads=6)
+    actual = program(cell, "cpu", ALL, shape=(4, 7))()
+    assert_close(actual, program(cell, "xla", ALL, shape=(4, 7))())
+
+
 def test_results_are_the_same_for_any_thread_count(monkeypatch):
     inside = lj.LSTMCell(30, 100, peephole=True, variant="CIFG")
     cell = lj.Regularized(inside, recurrent_dropout=0.3, zoneout_c=0.2)
@@ -91,7 +101,7 @@ def test_results_are_the_same_for_any_thread_count(monkeypatch):
 @pytest.mark.parametrize("name", [*OPTIONS, *NOISE])
 def test_they_are_chosen(name):
     if name in OPTIONS:
-        heads = {"num_heads": 5} if name == "diagonal" else {}
+        heads = {"num_heads": 5} if "num_heads" in OPTIONS[name] else {}
         cell = lj.LSTMCell(3, 5, **OPTIONS[name] | heads)
     else:
         cell = lj.Regularized(lj.LSTMCell(3, 5), **NOISE[name])
@@ -102,8 +112,6 @@ def test_they_are_chosen(name):
 def test_what_has_no_kernel_is_refused_by_name():
     others = [
         lj.LSTMCell(3, 6, variant="FGR"),
-        lj.LSTMCell(3, 6, layer_norm="haste", num_heads=6),
-        lj.LSTMCell(3, 6, num_heads=2),
         lj.LSTMCell(3, 6, gate_activation=jax.nn.hard_sigmoid),
         lj.SLSTMCell(3, 6),
         lj.Regularized(lj.SLSTMCell(3, 6), recurrent_dropout=0.1),

@@ -29,7 +29,13 @@ from lstm_jax.recurrence.contract import (
     saved_of,
 )
 from lstm_jax.recurrence.cpu import library
-from lstm_jax.recurrence.cpu.step import given, is_diagonal, lstm_params, step_of
+from lstm_jax.recurrence.cpu.step import (
+    given,
+    lstm_params,
+    packed_shapes,
+    step_of,
+    unpacked_heads,
+)
 from lstm_jax.types import Array, LSTMParams, LSTMState, PyTree
 
 
@@ -73,13 +79,13 @@ def pullback(call: Call, which: tuple[bool, ...], args: Sequence[Array]) -> list
     for n, one in enumerate(inputs):
         operands += _operands(call, one)
         operands += _backward_operands(call, one, *saved[n], cotangents[n])
-        results += _backward_results(wanted[n], _xs(one).dtype)
+        results += _backward_results(call, wanted[n], _xs(one).dtype)
     kernel = jax.ffi.ffi_call(library.BACKWARD, results)
     values = kernel(*operands, **_attributes(call))
     size = len(values) // len(inputs)
     grads = call.tree.flatten_up_to(
         tuple(
-            _as_inputs(one, values[n * size : (n + 1) * size])
+            _as_inputs(call, one, values[n * size : (n + 1) * size])
             for n, one in enumerate(inputs)
         )
     )
@@ -223,13 +229,12 @@ def _backward_operands(
     ]
 
 
-def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+def _backward_results(
+    call: Call, wanted: Inputs, dtype: Any
+) -> list[jax.ShapeDtypeStruct]:
     params, state = lstm_params(wanted.params), wanted.state
     reset_h, reset_c = wanted.reset_state or (None, None)
-    recurrent, diagonal = params.recurrent_kernel, None
-    if is_diagonal(params):
-        heads, _, gates = recurrent.shape
-        recurrent, diagonal = None, jax.ShapeDtypeStruct((gates, heads), dtype)
+    recurrent, diagonal = packed_shapes(call.cell, params.recurrent_kernel)
     bias = params.bias
     if bias is None and params.norm_shift is not None:  # they have the same gradient
         bias = jax.ShapeDtypeStruct(params.norm_shift.shape[1:], dtype)
@@ -248,12 +253,12 @@ def _backward_results(wanted: Inputs, dtype: Any) -> list[jax.ShapeDtypeStruct]:
     ]
 
 
-def _as_inputs(inputs: Inputs, values: Sequence[Array]) -> Inputs:
+def _as_inputs(call: Call, inputs: Inputs, values: Sequence[Array]) -> Inputs:
     """Gradients in the structure of ``inputs``."""
     xs, kernel, recurrent, bias, projection, h, c, reset_h, reset_c = values[:9]
     weights = (kernel, recurrent, bias, projection, *values[9:])
     return Inputs(
-        _params_gradient(inputs.params, weights),
+        _params_gradient(call, inputs.params, weights),
         _xs_gradient(inputs, xs),
         LSTMState(h, c),
         inputs.valid,
@@ -262,13 +267,13 @@ def _as_inputs(inputs: Inputs, values: Sequence[Array]) -> Inputs:
     )
 
 
-def _params_gradient(given: Any, weights: Sequence[Array]) -> Any:
+def _params_gradient(call: Call, given: Any, weights: Sequence[Array]) -> Any:
     kernel, recurrent, bias, projection, peephole, diagonal, *norms = weights
     norm_scale, cell_norm = norms
     params = lstm_params(given)
     grads = LSTMParams(
         kernel,
-        diagonal.T if is_diagonal(params) else recurrent,
+        unpacked_heads(call.cell, params.recurrent_kernel, (recurrent, diagonal)),
         None if params.bias is None else bias,
         None if params.projection_kernel is None else projection,
         peephole=None if params.peephole is None else peephole,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,10 +16,8 @@ from lstm_jax.numerics import as_last_axes
 from lstm_jax.recurrence.contract import Inputs
 from lstm_jax.types import Array, LSTMParams
 
-# Options that the kernels have, beside those that leave a step the standard one; and
-# one of these two.
-_OPTIONS = ("peephole", "variant", "clip", "cell_clip")
-_NORMED, _DIAGONAL = "layer_norm", "num_heads"
+# Options that the kernels have, beside those that leave a step the standard one.
+_OPTIONS = ("peephole", "variant", "layer_norm", "clip", "cell_clip", "num_heads")
 _OWN_STATE = ("FGR",)
 
 
@@ -92,8 +91,7 @@ def step_of(cell: Any) -> Step | None:
         return inside._replace(zoneout_h=cell.zoneout_h, zoneout_c=cell.zoneout_c)
     if type(cell) is not LSTMCell or cell.variant in _OWN_STATE:
         return None
-    other = _DIAGONAL if cell.num_heads == cell.hidden_size > 1 else _NORMED
-    return Step(cell) if cell.is_standard_but_for(*_OPTIONS, other) else None
+    return Step(cell) if cell.is_standard_but_for(*_OPTIONS) else None
 
 
 def lstm_params(params: Any) -> LSTMParams:
@@ -116,15 +114,12 @@ def given(cell: Any, inputs: Inputs) -> tuple[LSTMParams, Array, Extras]:
             extras = extras._replace(recurrent_mask=rounded(noise.recurrent_mask))
         if noise.output_mask is not None:
             extras = extras._replace(output_mask=rounded(noise.output_mask))
-    if is_diagonal(params):
-        heads, _, gates = params.recurrent_kernel.shape
-        diagonal = params.recurrent_kernel.reshape(heads, gates).T
-        params = params._replace(recurrent_kernel=None)
-        extras = extras._replace(diagonal=diagonal)
+    recurrent, diagonal = packed_heads(cell, params.recurrent_kernel)
     return (
-        params,
+        params._replace(recurrent_kernel=recurrent),
         xs,
         extras._replace(
+            diagonal=diagonal,
             peephole=params.peephole,
             norm_scale=params.norm_scale,
             norm_shift=params.norm_shift,
@@ -133,6 +128,55 @@ def given(cell: Any, inputs: Inputs) -> tuple[LSTMParams, Array, Extras]:
     )
 
 
-def is_diagonal(params: LSTMParams) -> bool:
-    """Whether units see their own h alone."""
-    return params.recurrent_kernel is not None and params.recurrent_kernel.ndim == 3
+def packed_heads(cell: Any, kernel: Array) -> tuple[Array | None, Array | None]:
+    """A recurrent kernel as the kernels take it: a matrix, or else a diagonal.
+
+    Heads of several units become blocks of a matrix of zeros: so what is not finite in
+    one reaches the others of its row.
+    """
+    if kernel.ndim == 2:
+        return kernel, None
+    heads, rows, columns = kernel.shape
+    if _is_diagonal(cell):
+        return None, kernel.reshape(heads, columns).T
+    gates = _gates(cell)
+    blocks = kernel.reshape(heads, rows, gates, 1, columns // gates)
+    own = jnp.eye(heads, dtype=bool).reshape(heads, 1, 1, heads, 1)
+    matrix = jnp.where(own, blocks, jnp.zeros((), kernel.dtype))
+    return matrix.reshape(heads * rows, heads * columns), None
+
+
+def unpacked_heads(cell: Any, kernel: Array, grads: tuple[Array, Array]) -> Array:
+    """The gradient of a recurrent kernel, from those of what it became."""
+    matrix, diagonal = grads
+    if kernel.ndim == 2:
+        return matrix
+    if _is_diagonal(cell):
+        return diagonal.T
+    if not matrix.size:  # nobody wants it
+        return matrix
+    (heads, rows, columns), gates = kernel.shape, _gates(cell)
+    blocks = matrix.reshape(heads, rows, gates, heads, columns // gates)
+    return jnp.einsum("nrgnu->nrgu", blocks)
+
+
+def packed_shapes(cell: Any, kernel: Any) -> tuple[Any, Any]:
+    """The shapes of what a recurrent kernel becomes; None where there is none."""
+    if kernel is None:
+        return None, None
+    return jax.eval_shape(lambda kernel: packed_heads(cell, kernel), kernel)
+
+
+def _is_diagonal(cell: Any) -> bool:
+    return lstm_cell(cell).unitwise
+
+
+def _gates(cell: Any) -> int:
+    return len(variants.gates_of(lstm_cell(cell).variant))
+
+
+def lstm_cell(cell: Any) -> LSTMCell:
+    """The LSTM itself."""
+    step = step_of(cell)
+    assert step is not None  # or the kernels would not have been chosen
+    return step.cell
