@@ -115,10 +115,11 @@ bool CheckAll(Case& test, const Kernels& kernels, const Kernels& baseline, Pool&
                 long(s.units), long(s.outputs), s.reverse, test.controls);
     std::printf(
         "  standard %d, gates %d, coupled %d, linear %d %d, clips %g %g, "
-        "diagonal %d, normed %d %d, peepholes %d, masks %d %d, zoneout %g %g, kept %d "
+        "diagonal %d, heads %ld, normed %d %d, peepholes %d, masks %d %d, zoneout %g "
+        "%g, kept %d "
         "%d\n",
         v.standard, s.gates.count, v.coupled, v.linear_candidate, v.linear_output,
-        v.clip, v.cell_clip, test.diagonal, s.normed,
+        v.clip, v.cell_clip, test.diagonal, long(s.heads), s.normed,
         !test.arguments.norm_shift.empty(), !test.arguments.peephole.empty(),
         v.recurrent_mask != nullptr, v.output_mask != nullptr, v.zoneout_h, v.zoneout_c,
         v.keep_h != nullptr, v.keep_c != nullptr);

@@ -118,13 +118,15 @@ class Memory {
   }
 
   Arguments Gradients() const {
-    return {g_.xs.Read(),         g_.kernel.Read(),
-            g_.recurrent.Read(),  Bias(),
-            g_.projection.Read(), g_.h.Read(),
-            g_.c.Read(),          g_.reset_h.Read(),
-            g_.reset_c.Read(),    g_.peephole.Read(),
-            g_.norm_scale.Read(), NormShift(),
-            g_.cell_norm.Read()};
+    Arguments grads = {g_.xs.Read(),         g_.kernel.Read(),
+                       g_.recurrent.Read(),  Bias(),
+                       g_.projection.Read(), g_.h.Read(),
+                       g_.c.Read(),          g_.reset_h.Read(),
+                       g_.reset_c.Read(),    g_.peephole.Read(),
+                       g_.norm_scale.Read(), NormShift(),
+                       g_.cell_norm.Read()};
+    if (!test_.diagonal) KeepBlocks(test_.sizes, grads.recurrent);
+    return grads;
   }
 
  private:

@@ -98,7 +98,11 @@ void Step(const Moved& a, const Case& test, int64_t at, RowState& state) {
   if (test.diagonal) {
     for (size_t n = 0; n < r.size(); ++n) r[n] = a.recurrent[n] * entering[n % H];
   } else {
-    AddProduct(entering, 0, P, a.recurrent, r);
+    for (int64_t p = 0; p < P; ++p) {
+      for (int64_t n = 0; n < s.columns(); ++n) {
+        if (Sees(s, n, p)) r[n] += entering[p] * a.recurrent[p * s.columns() + n];
+      }
+    }
   }
   z = Normed(a, 0, z);
   r = Normed(a, 1, r);
@@ -184,6 +188,8 @@ void SetVariant(Case& c, bool standard) {
     c.arguments.norm_shift = Normal(Uniform(0, 1) * 2 * s.columns(), 0.3);
     c.arguments.cell_norm = Normal(2 * s.units, 0.7);
   }
+  const int heads = Uniform(1, 8);
+  if (!c.diagonal && s.units % heads == 0 && s.outputs % heads == 0) s.heads = heads;
   const int64_t outputs = s.rows * s.outputs;
   if (Uniform(0, 2) == 0) c.recurrent_mask = RandomMask(outputs);
   if (Uniform(0, 2) == 0) c.output_mask = RandomMask(outputs);
@@ -206,13 +212,23 @@ Floats Normal(int64_t size, double scale) {
   return values;
 }
 
+bool Sees(const Sizes& s, int64_t n, int64_t p) {
+  return n % s.units / (s.units / s.heads) == p / (s.outputs / s.heads);
+}
+
+void KeepBlocks(const Sizes& s, Floats& recurrent) {
+  for (size_t n = 0; n < recurrent.size(); ++n) {
+    if (!Sees(s, n % s.columns(), n / s.columns())) recurrent[n] = 0;
+  }
+}
+
 Case RandomCase(bool standard) {
   Case c;
   const int64_t T = Uniform(1, 30), B = Uniform(1, 40), I = Uniform(1, 40);
   const int64_t H = Uniform(1, 70);
   const bool projected = H > 1 && Uniform(0, 2) == 0;
   const int64_t P = projected ? Uniform(1, static_cast<int>(H) - 1) : H;
-  c.sizes = {T, B, I, H, P, projected, Uniform(0, 1) == 1, kAllGates, false};
+  c.sizes = {T, B, I, H, P, projected, Uniform(0, 1) == 1, kAllGates, false, 1};
   SetVariant(c, standard);
   const int64_t columns = c.sizes.columns();
   c.controls = Uniform(0, 1) == 1;
@@ -221,6 +237,7 @@ Case RandomCase(bool standard) {
   a.kernel = Normal(I * columns, 0.5 / std::sqrt(I));
   const int64_t seen = c.diagonal ? 1 : P;
   a.recurrent = Normal(seen * columns, 0.5 / std::sqrt(seen));
+  if (!c.diagonal) KeepBlocks(c.sizes, a.recurrent);
   a.bias = Normal(Uniform(0, 1) * columns, 0.5);
   a.projection = Normal(projected ? H * P : 0, 1 / std::sqrt(H));
   a.h = Normal(B * P, 0.5);

@@ -36,6 +36,12 @@ struct Case {
   Floats d_ys, d_h, d_c;
 };
 
+// Whether column n of the recurrent kernel sees number p of h.
+bool Sees(const Sizes& sizes, int64_t n, int64_t p);
+
+// Zeros where it does not.
+void KeepBlocks(const Sizes& sizes, Floats& recurrent);
+
 Floats Normal(int64_t size, double scale);
 
 // Of the standard step, or of any.

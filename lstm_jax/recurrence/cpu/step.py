@@ -41,6 +41,7 @@ class Step(NamedTuple):
         limit = lambda value: np.float32(math.inf if value is None else value)
         return {
             "gates": variants.gates_of(cell.variant),
+            "heads": np.int64(1 if cell.unitwise else cell.num_heads),
             "coupled": cell.variant == "CIFG",
             "linear_candidate": cell.variant == "NIAF",
             "linear_output": cell.variant == "NOAF",
@@ -131,8 +132,9 @@ def given(cell: Any, inputs: Inputs) -> tuple[LSTMParams, Array, Extras]:
 def packed_heads(cell: Any, kernel: Array) -> tuple[Array | None, Array | None]:
     """A recurrent kernel as the kernels take it: a matrix, or else a diagonal.
 
-    Heads of several units become blocks of a matrix of zeros: so what is not finite in
-    one reaches the others of its row.
+    Heads of several units become blocks of a matrix of zeros. The kernels pass over
+    those, but for some at its edges: so what is not finite in one head may reach the
+    others of its row.
     """
     if kernel.ndim == 2:
         return kernel, None
@@ -157,7 +159,8 @@ def unpacked_heads(cell: Any, kernel: Array, grads: tuple[Array, Array]) -> Arra
         return matrix
     (heads, rows, columns), gates = kernel.shape, _gates(cell)
     blocks = matrix.reshape(heads, rows, gates, heads, columns // gates)
-    return jnp.einsum("nrgnu->nrgu", blocks)
+    own = jnp.arange(heads)
+    return blocks[own, :, :, own]  # the others were never written
 
 
 def packed_shapes(cell: Any, kernel: Any) -> tuple[Any, Any]:

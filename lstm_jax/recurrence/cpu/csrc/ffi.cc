@@ -25,6 +25,7 @@ Inputs InputsOf(const Buffers& b) {
 struct Attributes {
   int64_t reverse;         // bit n is direction n's
   std::string_view gates;  // the letters of those that there are, in their order
+  int64_t heads;
   bool standard, coupled, linear_candidate, linear_output;
   float clip, cell_clip, zoneout_h, zoneout_c;
 };
@@ -92,10 +93,13 @@ void CheckInputs(const Inputs& in, const Attributes& step, bool reverse, Checker
   const int64_t H = in.c.dimensions()[1];
   const bool projected = in.projection.element_count() > 0;
   const bool normed = in.norm_scale.element_count() > 0;
-  p.sizes = {T, B, I, H, P, projected, reverse, OrderOf(step.gates), normed};
+  p.sizes = {T,      B,         I, H, P, projected, reverse, OrderOf(step.gates),
+             normed, step.heads};
   const int64_t columns = p.sizes.columns();
   check.Require(T > 0 && B > 0 && I > 0 && H > 0 && P > 0,
                 "lstm_jax: expected sizes of at least 1.");
+  check.Require(step.heads > 0 && P % step.heads == 0 && H % step.heads == 0,
+                "lstm_jax: expected heads that divide P and H.");
   check.Require(projected || P == H, "lstm_jax: without a projection, P is H.");
   constexpr DataType kScalar = kType<Scalar>;
   p.xs = check.Check<Scalar>("xs", in.xs, kScalar, {T, B, I});
@@ -249,6 +253,7 @@ auto StepBinding() {
 XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(lstm::Attributes,
                                       xla::ffi::StructMember<int64_t>("reverse"),
                                       xla::ffi::StructMember<std::string_view>("gates"),
+                                      xla::ffi::StructMember<int64_t>("heads"),
                                       xla::ffi::StructMember<bool>("standard"),
                                       xla::ffi::StructMember<bool>("coupled"),
                                       xla::ffi::StructMember<bool>("linear_candidate"),

@@ -44,7 +44,7 @@ void CheckQuantized(const Buffers& buffers, bool reverse, Checker& check,
   const int64_t T = xs.dimensions()[0], B = xs.dimensions()[1];
   const int64_t I = xs.dimensions()[2], P = h.dimensions()[1], H = c.dimensions()[1];
   const bool projected = buffers.Arg(kProjection).element_count() > 0;
-  p.sizes = {T, B, I, H, P, projected, reverse, kAllGates, false};
+  p.sizes = {T, B, I, H, P, projected, reverse, kAllGates, false, 1};
   check.Require(T > 0 && B > 0 && I > 0 && H > 0 && P > 0,
                 "lstm_jax: expected sizes of at least 1.");
   check.Require(projected || P == H, "lstm_jax: without a projection, P is H.");

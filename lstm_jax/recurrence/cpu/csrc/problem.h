@@ -35,7 +35,8 @@ struct Sizes {
   bool projected;
   bool reverse;
   GateOrder gates;
-  bool normed;  // gates and c are normalised over all units of a row
+  bool normed;    // gates and c are normalised over all units of a row
+  int64_t heads;  // units see h of their own head alone; all of it, if there is one
 
   // Whether a row cannot be divided: a thread has all units of its own.
   bool indivisible() const { return projected || normed; }
@@ -140,7 +141,7 @@ struct BackwardProblem {
   const float* d_last_c;
   Scalar* d_xs;  // [T, B, I]; may be null, as may every pointer that follows
   Scalar* d_kernel;
-  Scalar* d_recurrent;
+  Scalar* d_recurrent;  // of several heads, their blocks alone are written
   Scalar* d_bias;
   Scalar* d_projection;
   Scalar* d_h;

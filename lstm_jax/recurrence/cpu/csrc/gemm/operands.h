@@ -29,6 +29,10 @@ struct PackedA {
   ptrdiff_t panel_step;
 
   PackedA From(int64_t row) const { return {data + row * kNr, panel_step}; }
+  // From the first lane of a panel on.
+  PackedA FromLane(int64_t lane) const {
+    return {data + lane / kNr * panel_step, panel_step};
+  }
 };
 
 // B: lane (k, column) of panel p is at data[p * panel_step + k * kNr
@@ -38,6 +42,7 @@ struct PackedB {
   ptrdiff_t panel_step;
 
   PackedB From(int64_t panel) const { return {data + panel * panel_step, panel_step}; }
+  PackedB FromLane(int64_t lane) const { return {data + lane * kNr, panel_step}; }
 };
 
 // C, where sums start from or go to: element (row, panel, column) is at data[row *

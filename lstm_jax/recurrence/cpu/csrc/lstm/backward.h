@@ -9,6 +9,7 @@
 #define LSTM_JAX_LSTM_BACKWARD_H_
 
 #include "lstm/block_products.h"
+#include "lstm/heads.h"
 #include "lstm/partition.h"
 #include "lstm/step.h"
 #include "threads/team.h"
@@ -25,6 +26,7 @@ class Backward {
         steps_(problem.sizes, problem.controls),
         step_(problem.variant, problem.sizes),
         entering_(problem),
+        heads_(problem.sizes),
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
         residuals_(SavedOf(problem)),
@@ -270,11 +272,15 @@ class Backward {
       AddDiagonal(time, start, rows, panels);
     } else {
       const bool masked = step_.masked();
-      const MatrixC<float> sum = in(masked ? dr_ : dh_);
       const float* dz = step_.normed() ? normed_.by_hidden() : dz_;
-      Gemm<Scalar>({dz + (start + rows.begin) * kNr, z_rows_ * kNr}, rows.size(),
-                   {recurrent_ + panels.begin * depth_ * kNr, depth_ * kNr}, depth_,
-                   panels.size(), masked ? Zeros() : AsInput(sum), sum);
+      const PackedA a = {dz + (start + rows.begin) * kNr, z_rows_ * kNr};
+      heads_.Backward(panels, [&](Range part, Range lanes) {
+        const PackedB b = {recurrent_ + part.begin * depth_ * kNr, depth_ * kNr};
+        const MatrixC<float> sum =
+            in(masked ? dr_ : dh_).At(0, part.begin - panels.begin);
+        Gemm<Scalar>(a.FromLane(lanes.begin), rows.size(), b.FromLane(lanes.begin),
+                     lanes.size(), part.size(), masked ? Zeros() : AsInput(sum), sum);
+      });
       if (masked) AddMasked(time, rows, panels);
     }
     for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -345,6 +351,7 @@ class Backward {
   const Steps<Scalar> steps_;
   const Step step_;
   const Entering<Scalar> entering_;
+  const Heads<Scalar> heads_;
   const int threads_;
   const int64_t blocks_;  // of units
   const SavedSteps<Scalar> residuals_;

@@ -6,7 +6,7 @@
 #include <initializer_list>
 
 #include "lstm/entering.h"
-#include "lstm/gates.h"
+#include "lstm/heads.h"
 #include "lstm/normed_block.h"
 #include "lstm/weight_gradient.h"
 
@@ -34,6 +34,7 @@ class BlockProducts {
         step_(step),
         normed_(normed),
         entering_(problem),
+        heads_(problem.sizes),
         block_rows_(block_rows),
         panel_rows_(panel_rows),
         gate_panels_(2 * UnitBlocks(s_.units)),
@@ -134,8 +135,12 @@ class BlockProducts {
         const bool hidden = gradient == &d_recurrent_;
         const PackedB b = AsB(hidden ? ByHidden(dz) : ByInputs(dz),
                               hidden ? (Copies() - 1) * gate_panels_ : 0);
-        return gradient->Add(item, b, lanes, gate_columns, block.first, block.last,
-                             rank);
+        const auto rows = [&](Range panels) {
+          if (!hidden) return Range{0, s_.inputs};
+          return heads_.Outputs({panels.begin / 2, CeilDiv(panels.end, 2)});
+        };
+        return gradient->Add(item, b, lanes, gate_columns, rows, block.first,
+                             block.last, rank);
       }
       item -= gradient->items();
     }
@@ -143,8 +148,9 @@ class BlockProducts {
       const auto columns = [&](int64_t panel) {
         return PlainColumns(s_.outputs, panel);
       };
+      const auto rows = [&](Range) { return Range{0, s_.units}; };
       return d_projection_.Add(item, AsB(dy, Copies() * gate_panels_), lanes, columns,
-                               block.first, block.last, rank);
+                               rows, block.first, block.last, rank);
     }
     item -= d_projection_.items();
     if (item < bias_items()) return Bias(item * tuning::kGradientPanels, block, dz);
@@ -330,6 +336,7 @@ class BlockProducts {
   const Step& step_;
   const NormedBlock<Scalar, Step>& normed_;
   const Entering<Scalar> entering_;
+  const Heads<Scalar> heads_;
   const SavedSteps<Scalar> saved_ = SavedOf(p_);
   const int64_t block_rows_;
   const int64_t panel_rows_;

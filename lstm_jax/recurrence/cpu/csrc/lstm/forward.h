@@ -8,6 +8,7 @@
 
 #include "lstm/carry.h"
 #include "lstm/forward_weights.h"
+#include "lstm/heads.h"
 #include "lstm/layer_norm.h"
 #include "lstm/partition.h"
 #include "memory/pages.h"
@@ -26,6 +27,7 @@ class Forward {
         step_(problem.variant, problem.sizes),
         carry_(problem, step_),
         weights_(problem),
+        heads_(problem.sizes),
         norm_(problem.variant, problem.sizes),
         threads_(ChooseThreads(s_, limit)),
         blocks_(UnitBlocks(s_.units)),
@@ -157,9 +159,12 @@ class Forward {
   // to = from + h * recurrent kernel, for some rows and blocks of units.
   void Recur(int64_t n, Range rows, Range blocks, MatrixC<const float> from,
              MatrixC<float> to) {
-    Gemm<Scalar>(carry_.Entering(n, rows.begin), rows.size(),
-                 weights_.Recurrent(blocks.begin), weights_.output_lanes(),
-                 2 * blocks.size(), from, to);
+    heads_.Forward(blocks, [&](Range part, Range lanes) {
+      const int64_t panel = 2 * (part.begin - blocks.begin);
+      Gemm<Scalar>(carry_.Entering(n, rows.begin).FromLane(lanes.begin), rows.size(),
+                   weights_.Recurrent(part.begin).FromLane(lanes.begin), lanes.size(),
+                   2 * part.size(), from.At(0, panel), to.At(0, panel));
+    });
   }
 
   // z += what that is normalised to.
@@ -362,6 +367,7 @@ class Forward {
   const Step step_;
   Carry<Scalar, Step> carry_;
   ForwardWeights<Scalar> weights_;
+  const Heads<Scalar> heads_;
   GateNorm<Scalar> norm_;
   const int threads_;
   const int64_t blocks_;         // of units

@@ -45,14 +45,18 @@ class WeightGradient {
   int64_t items() const { return result_ ? groups_ * parts_ : 0; }
 
   // Adds one of them; B is `lanes` deep. The first block sets the sums, the
-  // last one writes them out, where `columns_of(panel)` says.
-  template <class ColumnsOf>
-  void Add(int64_t item, PackedB b, int64_t lanes, ColumnsOf columns_of, bool first,
-           bool last, int rank) {
-    const Range rows = Part(rows_, static_cast<int>(item / parts_), groups_);
+  // last one writes them out, where `columns_of(panel)` says. Rows that are not among
+  // `rows_of(panels)` are left as they are.
+  template <class ColumnsOf, class RowsOf>
+  void Add(int64_t item, PackedB b, int64_t lanes, ColumnsOf columns_of, RowsOf rows_of,
+           bool first, bool last, int rank) {
+    const Range all = Part(rows_, static_cast<int>(item / parts_), groups_);
     const Range panels = Part(panels_, static_cast<int>(item % parts_), parts_);
     for (int64_t p = panels.begin; p < panels.end; p += tuning::kGradientPanels) {
       const int64_t count = Min(tuning::kGradientPanels, panels.end - p);
+      const Range some = rows_of(Range{p, p + count});
+      const Range rows = {Max(all.begin, some.begin), Min(all.end, some.end)};
+      if (rows.begin >= rows.end) continue;
       const MatrixC<float> sums = SumsAt(rows.begin, p, rank);
       const MatrixC<const float> start = first ? Zeros() : AsInput(sums);
       Gemm<Scalar>({a_ + rows.begin * kNr, PanelRows(rows_) * kNr}, rows.size(),
