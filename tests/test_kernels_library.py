@@ -38,6 +38,9 @@ BUFFERS = {
     "keep_h": (14, (7, 2, 4), bool),
     "diagonal": (16, (3, 5)),
     "keep_c": (15, (2, 7, 5), bool),
+    "norm_scale": (17, (2, 19)),
+    "norm_shift": (18, (2, 20)),
+    "cell_norm": (19, (2, 5)),
 }
 
 
@@ -50,7 +53,7 @@ def test_wrong_buffers_are_an_error(change):
     args = [
         *(jnp.zeros(s) for s in [(T, B, I), (I, 4 * H), (H, 4 * H), (4 * H,), (0,)]),
         *(jnp.zeros((B, H)), jnp.zeros((B, H)), flags, flags, empty, empty),
-        *(empty, empty, empty, flags, flags, empty),
+        *(empty, empty, empty, flags, flags, *(empty,) * 4),
     ]
     results = [
         jax.ShapeDtypeStruct(s, f32) for s in [(T, B, H), (0,), (B, H), (B, H)]
@@ -76,7 +79,7 @@ def test_what_is_saved_can_be_cut_along_the_batch(dtype):
     empty, flags, none = jnp.zeros(0, dtype), jnp.zeros(0, bool), jnp.zeros(0)
 
     def operands(xs, h, c):
-        extras = [empty, none, none, flags, flags, empty]
+        extras = [empty, none, none, flags, flags, *[empty] * 4]
         return [xs, *kernels, empty, empty, h, c, flags, flags, empty, none, *extras]
 
     cell = lj.LSTMCell(I, H)
@@ -94,7 +97,7 @@ def test_what_is_saved_can_be_cut_along_the_batch(dtype):
     def d_xs(xs, h, c, ys, gates, cells):
         shapes = [shape(xs.shape, dtype), *[shape((0,), dtype)] * 5]
         shapes += [shape((0,), "float32"), shape((0,), dtype), shape((0,), "float32")]
-        shapes += [shape((0,), dtype)] * 2
+        shapes += [shape((0,), dtype)] * 4
         call = jax.ffi.ffi_call(library.BACKWARD, shapes)
         saved = [ys, empty, gates, cells]
         cotangents = [jnp.ones_like(ys), none, jnp.ones_like(h), jnp.ones_like(c)]
