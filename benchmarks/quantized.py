@@ -166,7 +166,7 @@ def main() -> None:
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     table = {"machine": report.machine(), "rows": rows}
-    args.out.write_text(json.dumps(table, indent=1))
+    args.out.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ def main() -> None:
         standard = times["standard"].median_ms
         print(f"{case_name:12} {standard:8.1f} ms  " + "; ".join(cells), flush=True)
         if args.out:
-            args.out.write_text(json.dumps({"machine": about, "cases": rows}, indent=1))
+            table = {"machine": about, "cases": rows}
+            args.out.write_text(json.dumps(table, indent=1) + "\n")
     for name in names[1:]:
         found = [
             ratios({n: Times(**t) for n, t in row.items()}, name)
