@@ -268,8 +268,8 @@ def _as_inputs(call: Call, inputs: Inputs, values: Sequence[Array]) -> Inputs:
 
 
 def _params_gradient(call: Call, given: Any, weights: Sequence[Array]) -> Any:
-    kernel, recurrent, bias, projection, peephole, diagonal, *norms = weights
-    norm_scale, cell_norm = norms
+    kernel, recurrent, bias, projection, *more = weights
+    peephole, diagonal, norm_scale, cell_norm = more
     params = lstm_params(given)
     grads = LSTMParams(
         kernel,

@@ -171,14 +171,14 @@ def packed_shapes(cell: Any, kernel: Any) -> tuple[Any, Any]:
 
 
 def _is_diagonal(cell: Any) -> bool:
-    return lstm_cell(cell).unitwise
+    return _lstm_cell(cell).unitwise
 
 
 def _gates(cell: Any) -> int:
-    return len(variants.gates_of(lstm_cell(cell).variant))
+    return len(variants.gates_of(_lstm_cell(cell).variant))
 
 
-def lstm_cell(cell: Any) -> LSTMCell:
+def _lstm_cell(cell: Any) -> LSTMCell:
     """The LSTM itself."""
     step = step_of(cell)
     assert step is not None  # or the kernels would not have been chosen
