@@ -41,6 +41,7 @@ def arrangement(target: Target) -> Arrangement:
     """The arrangement for what a program is lowered for."""
     accelerator = target.platform not in ("cpu", None)
     return Arrangement(
+        block=8 if accelerator else 16,
         differentiated=16 if accelerator else 1,
         apart=target.platform == "tpu",
         widen=target.platform == "cpu",
