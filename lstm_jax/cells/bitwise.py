@@ -17,11 +17,10 @@ from jax import lax
 from lstm_jax.types import Array
 
 _LOG2_E = np.float32(1.44269504)
-# log(2) in two parts: n * _LN2_HIGH is exact for the n that occur.
-_LN2_HIGH, _LN2_LOW = np.float32(0.693145752), np.float32(1.42860677e-6)
-# (exp(r) - 1) / r for |r| <= log(2) / 2, the highest power first: 1.4e-8 off at most.
-_EXP_M1_OVER_R = np.array(
-    [1.39406126e-3, 8.36649071e-3, 4.16664034e-2, 1.66665435e-1, 0.5, 1.0], np.float32
+# (2^f - 1) / f for |f| <= 1/2, the highest power first: 5e-7 off at most.
+_EXP2_M1_OVER_F = np.array(
+    [1.33335392e-3, 9.66624543e-3, 5.55050038e-2, 2.40223512e-1, 6.93147123e-1],
+    np.float32,
 )
 NO_GRADIENT = (
     "A quantized LSTM has no gradient: it rounds to 8 bits. Differentiate the model it "
@@ -45,31 +44,37 @@ def _rounded_jvp(primals, tangents):
     raise NotImplementedError(NO_GRADIENT)
 
 
-def _exp_m1(x: Array) -> tuple[Array, Array]:
-    """2^n and exp(r) - 1, with exp(x) = 2^n exp(r); for x of -126 to 126 log(2)."""
-    n = lax.round(x * _LOG2_E, lax.RoundingMethod.TO_NEAREST_EVEN)
-    r = (x - n * _LN2_HIGH) - rounded(n * _LN2_LOW)
-    p = jnp.full_like(r, _EXP_M1_OVER_R[0])
-    for coefficient in _EXP_M1_OVER_R[1:]:
-        p = rounded(r * p) + coefficient
+def _exp2_parts(y: Array) -> tuple[Array, Array]:
+    """2^n and 2^f - 1, with 2^y = 2^n 2^f; for y of -126 to 126."""
+    n = lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN)
+    f = y - n
+    p = jnp.full_like(f, _EXP2_M1_OVER_F[0])
+    for coefficient in _EXP2_M1_OVER_F[1:]:
+        p = rounded(f * p) + coefficient
     exponent = (n.astype(jnp.int32) + 127) << 23
-    return lax.bitcast_convert_type(exponent, jnp.float32), rounded(r * p)
+    return lax.bitcast_convert_type(exponent, jnp.float32), rounded(f * p)
 
 
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), of numbers from -87 to 87, and of those beyond as of these."""
-    power, m1 = _exp_m1(limited(-x, np.float32(87)))
-    return np.float32(1) / ((m1 + np.float32(1)) * power + np.float32(1))
+def _one_over_sigmoid(x: Array) -> Array:
+    """1 + exp(-x), of what is beyond 86 as of 86."""
+    power, m1 = _exp2_parts(limited(rounded(x * -_LOG2_E), np.float32(125)))
+    return (m1 + np.float32(1)) * power + np.float32(1)
 
 
-def tanh(x: Array) -> Array:
-    """The hyperbolic tangent."""
-    # From 9.02 on, tanh rounds to 1.
-    size = limited(jnp.abs(x), np.float32(10))
-    power, m1 = _exp_m1(size + size)
-    # exp(2x) - 1, without cancellation where x is small.
+def times_sigmoid(x: Array, gate: Array) -> Array:
+    """x sigmoid(gate)."""
+    return x / _one_over_sigmoid(gate)
+
+
+def tanh_times_sigmoid(x: Array, gate: Array) -> Array:
+    """tanh(x) sigmoid(gate), in one division: it is what takes longest."""
+    size = rounded(jnp.abs(x) * (_LOG2_E + _LOG2_E))
+    # From 26.02 on, tanh rounds to 1.
+    power, m1 = _exp2_parts(limited(size, np.float32(29)))
+    # exp(2 |x|) - 1, without cancellation where x is small.
     m1 = m1 * power + (power - np.float32(1))
-    return jnp.copysign(m1 / (m1 + np.float32(2)), x)
+    below = (m1 + np.float32(2)) * _one_over_sigmoid(gate)
+    return jnp.copysign(m1, x) / below
 
 
 def limited(x: Array, limit: np.float32) -> Array:

@@ -186,10 +186,9 @@ class QuantizedLSTMCell(LearnedStart):
     ) -> tuple[LSTMState, Array]:
         """Returns ``(state, y)`` from what inputs and state contribute."""
         i, f, g, o = jnp.split(_clipped(z + r, self.clip), 4, axis=-1)
-        kept = bitwise.rounded(bitwise.sigmoid(f) * state.c)
-        c = kept + bitwise.rounded(bitwise.sigmoid(i) * bitwise.tanh(g))
+        c = bitwise.times_sigmoid(state.c, f) + bitwise.tanh_times_sigmoid(g, i)
         c = _clipped(c, self.cell_clip)
-        h = bitwise.rounded(bitwise.sigmoid(o) * bitwise.tanh(c))
+        h = bitwise.tanh_times_sigmoid(c, o)
         if params.projection_kernel is not None:
             h = int8_matmul(h, params.projection_kernel, params.projection_scale)
         return LSTMState(h, c), h

@@ -9,28 +9,29 @@ import numpy as np
 from tests.oracles.lstm import begins_segment, visits
 
 F = np.float32
-COEFFICIENTS = (8.36649071e-3, 4.16664034e-2, 1.66665435e-1, 0.5, 1.0)
+LOG2_E = F(1.44269504)
+COEFFICIENTS = (9.66624543e-3, 5.55050038e-2, 2.40223512e-1, 6.93147123e-1)
 
 
-def exp_parts(x):
-    """2^n and exp(r) - 1 with exp(x) = 2^n exp(r)."""
-    n = np.rint(x * F(1.44269504))
-    r = (x - n * F(0.693145752)) - n * F(1.42860677e-6)
-    p = np.full_like(r, F(1.39406126e-3))
+def exp2_parts(y):
+    """2^n and 2^f - 1 with 2^y = 2^n 2^f."""
+    n = np.rint(y)
+    f = y - n
+    p = np.full_like(f, F(1.33335392e-3))
     for coefficient in COEFFICIENTS:
-        p = r * p + F(coefficient)
-    return np.ldexp(F(1), n.astype(int)).astype(F), r * p
+        p = f * p + F(coefficient)
+    return np.ldexp(F(1), n.astype(int)).astype(F), f * p
 
 
-def sigmoid(x):
-    power, m1 = exp_parts(np.clip(-x, F(-87), F(87)))
-    return F(1) / (F(1) + (m1 + F(1)) * power)
+def one_over_sigmoid(x):
+    power, m1 = exp2_parts(np.clip(x * -LOG2_E, F(-125), F(125)))
+    return (m1 + F(1)) * power + F(1)
 
 
-def tanh(x):
-    power, m1 = exp_parts(F(2) * np.minimum(np.abs(x), F(10)))
-    m1 = power * m1 + (power - F(1))
-    return np.copysign(m1 / (m1 + F(2)), x)
+def tanh_times_sigmoid(x, gate):
+    power, m1 = exp2_parts(np.minimum(np.abs(x) * (2 * LOG2_E), F(29)))
+    m1 = m1 * power + (power - F(1))
+    return np.copysign(m1, x) / ((m1 + F(2)) * one_over_sigmoid(gate))
 
 
 def columns(kernel):
@@ -70,8 +71,8 @@ def step(p, h, c, x, clip=None, cell_clip=None):
         z = z + p["bias"]
     z = z + product(h, p["recurrent_kernel"], p["recurrent_scale"])
     i, f, g, o = np.split(limited(z, clip), 4)
-    c = limited(sigmoid(f) * c + sigmoid(i) * tanh(g), cell_clip)
-    h = sigmoid(o) * tanh(c)
+    c = limited(c / one_over_sigmoid(f) + tanh_times_sigmoid(g, i), cell_clip)
+    h = tanh_times_sigmoid(c, o)
     if p["projection_kernel"] is not None:
         h = product(h, p["projection_kernel"], p["projection_scale"])
     return h, c

@@ -254,13 +254,12 @@ class QuantizedForward {
       if (!s_.projected) Hold(n, block, row, slot);
       return;
     }
-    const Vec i = ExactSigmoid(Gate(sums, block, 0));
-    const Vec f = ExactSigmoid(Gate(sums, block, 1));
-    const Vec g = ExactTanh(Gate(sums, block, 2));
-    const Vec o = ExactSigmoid(Gate(sums, block, 3));
+    const Vec from_before = TimesSigmoid(before, Gate(sums, block, 1));
+    const Vec from_now =
+        TanhTimesSigmoid(Gate(sums, block, 2), Gate(sums, block, 0));
     // Beyond the last unit there is 0, but in a row that is not finite.
-    const Vec c = LiveBlock(f * before + i * g, s_.units, block);
-    const Vec m = o * ExactTanh(c);
+    const Vec c = LiveBlock(from_before + from_now, s_.units, block);
+    const Vec m = TanhTimesSigmoid(c, Gate(sums, block, 3));
     StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, c);
     CarryCell(n, block, row, c);
     if (!s_.projected) {

@@ -8,17 +8,36 @@
 namespace lstm {
 namespace LSTM_ISA {
 
-LSTM_INLINE Vec ExactSigmoid(Vec x) {
-  const Reduced e = Reduce(AtLeast(AtMost(-x, 87.0f), -87.0f));
-  const Vec exp_minus_x = (e.r * ExpM1OverR(e.r) + 1.0f) * e.power;
-  return 1.0f / (exp_minus_x + 1.0f);
+// 2^n and 2^f - 1 with 2^y = 2^n * 2^f and |f| <= 1/2.
+struct Exp2Parts {
+  Vec power;
+  Vec m1;
+};
+
+LSTM_INLINE Exp2Parts Exp2(Vec y) {
+  const Vec shifted = y + kRounder;
+  const Vec f = y - (shifted - kRounder);
+  Vec p = f * 1.33335392e-3f + 9.66624543e-3f;
+  p = f * p + 5.55050038e-2f;
+  p = f * p + 2.40223512e-1f;
+  p = f * p + 6.93147123e-1f;
+  return {FromBits((Bits(shifted) << 23) + (127 << 23)), f * p};
 }
 
-LSTM_INLINE Vec ExactTanh(Vec x) {
+LSTM_INLINE Vec OneOverSigmoid(Vec x) {
+  const Exp2Parts e = Exp2(AtLeast(AtMost(x * -kLog2E, 125.0f), -125.0f));
+  return (e.m1 + 1.0f) * e.power + 1.0f;
+}
+
+LSTM_INLINE Vec TimesSigmoid(Vec x, Vec gate) { return x / OneOverSigmoid(gate); }
+
+// tanh(x) * sigmoid(gate)
+LSTM_INLINE Vec TanhTimesSigmoid(Vec x, Vec gate) {
   const IntVec sign = Bits(x) & INT32_MIN;
-  const Reduced e = Reduce(2.0f * AtMost(FromBits(Bits(x) ^ sign), 10.0f));
-  const Vec m1 = (e.r * ExpM1OverR(e.r)) * e.power + (e.power - 1.0f);
-  return FromBits(Bits(m1 / (m1 + 2.0f)) | sign);
+  const Vec size = FromBits(Bits(x) ^ sign);
+  const Exp2Parts e = Exp2(AtMost(size * (2 * kLog2E), 29.0f));
+  const Vec m1 = e.m1 * e.power + (e.power - 1.0f);
+  return FromBits(Bits(m1) | sign) / ((m1 + 2.0f) * OneOverSigmoid(gate));
 }
 
 }  // namespace LSTM_ISA
