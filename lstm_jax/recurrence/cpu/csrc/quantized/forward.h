@@ -221,13 +221,22 @@ class QuantizedForward {
                  recurrent.Panels(2 * blocks.begin), recurrent.lanes(),
                  2 * blocks.size(), recurrent.Start(2 * blocks.begin),
                  FromH().At(rows.begin, 2 * blocks.begin));
+    // What a step makes of c is computed of all rows before any of it is used, so that
+    // the processor need not wait for one of them.
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const float* x_sums = FromX().At(x_row, 2 * (block - origin)).data;
-      const float* h_sums = FromH().At(0, 2 * block).data;
+      float* h_sums = FromH().At(0, 2 * block).data;
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const Sums sums = {x_sums + row * kNr, h_sums + row * kNr,
-                           x_scale_[x_row + row], a_scale_[slot * s_.rows + row]};
-        UpdateBlock(n, row, block, slot, sums);
+        MakeCell(block, row,
+                 {x_sums + row * kNr, h_sums + row * kNr, x_scale_[x_row + row],
+                  a_scale_[slot * s_.rows + row]});
+      }
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        if (steps_.Valid(steps_.Time(n), row)) {
+          UpdateBlock(n, row, block, slot, h_sums + row * kNr);
+        } else {
+          HoldBlock(n, row, block, slot);
+        }
       }
     }
   }
@@ -244,22 +253,23 @@ class QuantizedForward {
     return (from_x + Load(weights_.Bias(panel) + column)) + from_h;
   }
 
-  LSTM_INLINE void UpdateBlock(int64_t n, int64_t row, int64_t block, int slot,
-                               const Sums& sums) {
-    const int64_t time = steps_.Time(n);
+  // c after the step and 1 / sigmoid(o), in place of the sums of h.
+  LSTM_INLINE void MakeCell(int64_t block, int64_t row, const Sums& sums) {
     const Vec before = Load(CellAt(c_, s_.rows, block, row));
-    if (!steps_.Valid(time, row)) {
-      StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, Vec{});
-      CarryCell(n, block, row, before);
-      if (!s_.projected) Hold(n, block, row, slot);
-      return;
-    }
-    const Vec from_before = TimesSigmoid(before, Gate(sums, block, 1));
-    const Vec from_now =
-        TanhTimesSigmoid(Gate(sums, block, 2), Gate(sums, block, 0));
+    const Vec f = OneOverSigmoid(Gate(sums, block, 1));
+    const Vec i = OneOverSigmoid(Gate(sums, block, 0));
+    const Vec c = before / f + TanhOver(Gate(sums, block, 2), i);
+    const Vec o = OneOverSigmoid(Gate(sums, block, 3));
     // Beyond the last unit there is 0, but in a row that is not finite.
-    const Vec c = LiveBlock(from_before + from_now, s_.units, block);
-    const Vec m = TanhTimesSigmoid(c, Gate(sums, block, 3));
+    Store(sums.from_h, LiveBlock(c, s_.units, block));
+    Store(sums.from_h + kWidth, o);
+  }
+
+  LSTM_INLINE void UpdateBlock(int64_t n, int64_t row, int64_t block, int slot,
+                               const float* made) {
+    const int64_t time = steps_.Time(n);
+    const Vec c = Load(made);
+    const Vec m = TanhOver(c, Load(made + kWidth));
     StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, c);
     CarryCell(n, block, row, c);
     if (!s_.projected) {
@@ -271,6 +281,13 @@ class QuantizedForward {
     const IntVec seen = block ? LoadInts(largest) : IntVec{};
     StoreInts(largest, Larger(seen, SizeBits(m)));
     Store(CellAt(m_, s_.rows, block, row), m);
+  }
+
+  // A step that is not valid.
+  void HoldBlock(int64_t n, int64_t row, int64_t block, int slot) {
+    StoreBlock(p_.cs, steps_.Time(n) * s_.rows + row, s_.units, block, Vec{});
+    CarryCell(n, block, row, Load(CellAt(c_, s_.rows, block, row)));
+    if (!s_.projected) Hold(n, block, row, slot);
   }
 
   // h = m * projection kernel, of a whole step.

@@ -29,15 +29,13 @@ LSTM_INLINE Vec OneOverSigmoid(Vec x) {
   return (e.m1 + 1.0f) * e.power + 1.0f;
 }
 
-LSTM_INLINE Vec TimesSigmoid(Vec x, Vec gate) { return x / OneOverSigmoid(gate); }
-
-// tanh(x) * sigmoid(gate)
-LSTM_INLINE Vec TanhTimesSigmoid(Vec x, Vec gate) {
+// tanh(x) * sigmoid(gate), with what OneOverSigmoid makes of the gate.
+LSTM_INLINE Vec TanhOver(Vec x, Vec one_over_sigmoid) {
   const IntVec sign = Bits(x) & INT32_MIN;
   const Vec size = FromBits(Bits(x) ^ sign);
   const Exp2Parts e = Exp2(AtMost(size * (2 * kLog2E), 29.0f));
   const Vec m1 = e.m1 * e.power + (e.power - 1.0f);
-  return FromBits(Bits(m1) | sign) / ((m1 + 2.0f) * OneOverSigmoid(gate));
+  return FromBits(Bits(m1) | sign) / ((m1 + 2.0f) * one_over_sigmoid);
 }
 
 }  // namespace LSTM_ISA

@@ -87,7 +87,7 @@ LSTM_INLINE float PackQuantizedRow(const float* from, int64_t size, float* panel
 // Where the sums of one row and one block of units are, and the scales of the row.
 struct Sums {
   const float* from_x;
-  const float* from_h;
+  float* from_h;
   float x_scale;
   float h_scale;
 };
