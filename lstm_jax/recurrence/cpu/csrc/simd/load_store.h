@@ -65,10 +65,21 @@ LSTM_INLINE void StoreAll(BFloat16* to, Vec v) {
 #endif
 }
 
+#if LSTM_AVX512
+LSTM_INLINE __mmask16 LowLanes(int count) {
+  return static_cast<__mmask16>((1 << count) - 1);
+}
+#endif
+
 // Loads and stores of the first `count` of kWidth elements, of either type.
 template <class Scalar>
 LSTM_INLINE Vec LoadUpTo(const Scalar* from, int count) {
   if (count >= kWidth) return LoadAll(from);
+#if LSTM_AVX512
+  if constexpr (std::is_same_v<Scalar, float>) {
+    return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(LowLanes(count), from));
+  }
+#endif
   float values[kWidth] = {};
   for (int n = 0; n < count; ++n) values[n] = ToFloat(from[n]);
   return Load(values);
@@ -77,6 +88,11 @@ LSTM_INLINE Vec LoadUpTo(const Scalar* from, int count) {
 template <class Scalar>
 LSTM_INLINE void StoreUpTo(Scalar* to, Vec v, int count) {
   if (count >= kWidth) return StoreAll(to, v);
+#if LSTM_AVX512
+  if constexpr (std::is_same_v<Scalar, float>) {
+    return _mm512_mask_storeu_ps(to, LowLanes(count), reinterpret_cast<__m512>(v));
+  }
+#endif
   Scalar values[kWidth];
   StoreAll(values, v);
   for (int n = 0; n < count; ++n) to[n] = values[n];
