@@ -44,6 +44,7 @@ class NormedBlock {
       dz_[part] = panels(norm_.vectors() * kWidth / kKr<Scalar>);
     }
     d_seen_ = arena.Floats(blocks_ * block_rows_ * kWidth);
+    activated_ = arena.Floats(blocks_ * s_.rows * kWidth);
     cells_ = static_cast<RowNorm*>(arena.Bytes(block_rows_, sizeof(RowNorm)));
     shares_ = static_cast<NormShares*>(arena.Bytes(s_.rows, sizeof(NormShares)));
   }
@@ -77,7 +78,8 @@ class NormedBlock {
   // What `Where` says of c, of one block of one row. Row r of a step is row start + r
   // of the block of steps.
   Where At(const Where& at, int64_t start) const {
-    return {at.time, at.row, at.block, cells_[start + at.row], shares_[at.row]};
+    return {at.time,         at.row, at.block, cells_[start + at.row],
+            shares_[at.row], CellAt(activated_, s_.rows, at.block, at.row)};
   }
 
   // Before the gates of a step, of one row: what c was normalised with, and what that
@@ -103,6 +105,7 @@ class NormedBlock {
       plain += gradient;
       along += gradient * back.cell;
       Store(SeenAt(block, start + row), back.gradient);
+      Store(CellAt(activated_, s_.rows, block, row), back.activated);
     }
     const float units = static_cast<float>(s_.units);
     shares_[row] = {Total(plain) / units, Total(along) / units};
@@ -181,8 +184,10 @@ class NormedBlock {
   float* factors_[2] = {nullptr, nullptr};
   float* dz_[2] = {nullptr, nullptr};
   // Of c as the output saw it: the gradient, [blocks of units][rows][kWidth]; of c:
-  // what it was normalised with; and of one step what that says of its gradient.
+  // what it was normalised with; and of one step what that says of its gradient, and
+  // what the output gate has multiplied.
   float* d_seen_ = nullptr;
+  float* activated_ = nullptr;
   RowNorm* cells_ = nullptr;
   NormShares* shares_ = nullptr;
 };

@@ -23,13 +23,15 @@ struct NormShares {
   float along;
 };
 
-// Which block of units, of which row, when; and of c, where it is normalised.
+// Which block of units, of which row, when; and where c is normalised, by what, and what
+// the output gate has multiplied, if that is at hand.
 struct Where {
   int64_t time;
   int64_t row;
   int64_t block;
   RowNorm norm = {};
   NormShares shares = {};
+  const float* activated = nullptr;
 };
 
 // The gates, before or after they are activated.
@@ -52,11 +54,12 @@ struct SteppedBack {
   Vec m;
 };
 
-// The gradient of c as the output sees it, normalised, scaled and shifted; and c, but
-// normalised.
+// The gradient of c as the output sees it, normalised, scaled and shifted; c, but
+// normalised; and what the output gate has multiplied.
 struct NormedBack {
   Vec gradient;
   Vec cell;
+  Vec activated;
 };
 
 // Gradients of h: of what the step has made, and of what it kept from the step before.
@@ -82,7 +85,7 @@ class StandardStep {
   // Whether gates and c are normalised over all units of a row.
   static constexpr bool normed() { return false; }
   LSTM_INLINE NormedBack BackNormed(const SavedStep&, Vec, Vec, const Where&) const {
-    return {Vec{}, Vec{}};
+    return {Vec{}, Vec{}, Vec{}};
   }
   LSTM_INLINE Vec CellScale(int64_t) const { return Vec{}; }
 

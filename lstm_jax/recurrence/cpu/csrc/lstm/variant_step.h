@@ -80,7 +80,7 @@ class VariantStep {
   LSTM_INLINE SteppedBack Back(const SavedStep& t, Vec before, Vec dm, Vec d_carried,
                                const Where& at) const {
     const Vec c = MadeCell(t, before);
-    const Vec out = Activated(c, at);
+    const Vec out = at.activated ? Load(at.activated) : Activated(c, at);
     GateVecs dz = {};
     dz.o = BackGate(t.o, dm * out);
     Vec dc = ShareMade(v_.keep_c, v_.zoneout_c, s_.units, d_carried, at) +
@@ -97,7 +97,8 @@ class VariantStep {
   LSTM_INLINE NormedBack BackNormed(const SavedStep& t, Vec before, Vec dm,
                                     const Where& at) const {
     const Vec c = MadeCell(t, before);
-    return {dm * t.o * Slope(Activated(c, at)), Normalised(c, at)};
+    const Vec out = Activated(c, at);
+    return {dm * t.o * Slope(out), Normalised(c, at), out};
   }
 
   LSTM_INLINE Vec CellScale(int64_t block) const {
