@@ -78,7 +78,8 @@ class NormedBlock {
   // What `Where` says of c, of one block of one row. Row r of a step is row start + r
   // of the block of steps.
   Where At(const Where& at, int64_t start) const {
-    return {at.time,         at.row, at.block, cells_[start + at.row],
+    return {at.time,         at.row,
+            at.block,        cells_[start + at.row],
             shares_[at.row], CellAt(activated_, s_.rows, at.block, at.row)};
   }
 

@@ -23,8 +23,8 @@ struct NormShares {
   float along;
 };
 
-// Which block of units, of which row, when; and where c is normalised, by what, and what
-// the output gate has multiplied, if that is at hand.
+// Which block of units, of which row, when; and where c is normalised, by what, and
+// what the output gate has multiplied, if that is at hand.
 struct Where {
   int64_t time;
   int64_t row;

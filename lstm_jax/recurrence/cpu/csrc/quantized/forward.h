@@ -9,6 +9,7 @@
 #include "lstm/partition.h"
 #include "lstm/steps.h"
 #include "memory/pages.h"
+#include "quantized/carry.h"
 #include "quantized/denormals.h"
 #include "quantized/gates.h"
 #include "quantized/rows.h"
@@ -28,6 +29,7 @@ class QuantizedForward {
         threads_(ChooseThreads(s_, limit)),
         by_rows_(SplitByRows(s_, threads_)),
         slots_(by_rows_ ? 1 : threads_),
+        carry_(problem, slots_),
         blocks_(UnitBlocks(s_.units)),
         output_blocks_(UnitBlocks(s_.outputs)),
         block_steps_(ProjectedSteps(s_, threads_)) {}
@@ -45,14 +47,10 @@ class QuantizedForward {
     from_x_ = arena.Floats((one_block ? 2 : 2 * blocks_) * x_rows_ * kNr);
     rows_ = PanelRows(s_.rows);
     from_h_ = arena.Floats(2 * blocks_ * rows_ * kNr);
-    for (int n = 0; n < 2; ++n) {
-      h_[n] = arena.Floats(output_blocks_ * s_.rows * kWidth);
-      largest_[n] = Integers(arena, slots_ * s_.rows * kWidth);
-    }
+    carry_.Allocate(arena);
     a_size_ = APanels(weights_.recurrent) * rows_ * kNr;
     a_ = arena.Floats(slots_ * a_size_);
     a_scale_ = arena.Floats(slots_ * s_.rows);
-    c_ = arena.Floats(blocks_ * s_.rows * kWidth);
     if (!s_.projected) return;
     m_ = arena.Floats(blocks_ * s_.rows * kWidth);
     largest_m_ = Integers(arena, s_.rows * kWidth);
@@ -83,26 +81,10 @@ class QuantizedForward {
       if (item < weights_.items()) {
         weights_.Pack(item);
       } else if (item < weights_.items() + s_.rows) {
-        Start(item - weights_.items());
+        carry_.Start(item - weights_.items());
       } else {
         break;
       }
-    }
-  }
-
-  // The state that enters the first step, of one row.
-  void Start(int64_t row) {
-    const bool reset = steps_.Reset(steps_.Time(0), row);
-    const State<float>& from = reset ? p_.controls.reset_state : p_.state;
-    for (int slot = 0; slot < slots_; ++slot) {
-      StoreInts(LargestAt(0, slot, row), IntVec{});
-      StoreInts(LargestAt(1, slot, row), IntVec{});
-    }
-    for (int64_t block = 0; block < output_blocks_; ++block) {
-      KeepHidden(0, block, row, 0, LoadBlock(from.h, row, s_.outputs, block));
-    }
-    for (int64_t block = 0; block < blocks_; ++block) {
-      Store(CellAt(c_, s_.rows, block, row), LoadBlock(from.c, row, s_.units, block));
     }
   }
 
@@ -175,21 +157,11 @@ class QuantizedForward {
   // h as it enters step n, of some rows, for one thread.
   void PackHidden(int64_t n, Range rows, int slot) {
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      IntVec largest = {};
-      for (int other = 0; other < slots_; ++other) {
-        largest = Larger(largest, LoadInts(LargestAt(n, other, row)));
-      }
-      const auto block_at = [&](int64_t block) {
-        return Load(CellAt(h_[n % 2], s_.rows, block, row));
-      };
-      a_scale_[slot * s_.rows + row] = PackQuantized(LargestLane(largest), s_.outputs,
+      const auto block_at = [&](int64_t block) { return carry_.Hidden(n, block, row); };
+      a_scale_[slot * s_.rows + row] = PackQuantized(carry_.Largest(n, row), s_.outputs,
                                                      block_at, A(slot), rows_, row);
     }
-    // What this thread has seen of the next step: nothing yet.
-    for (int64_t row = by_rows_ ? rows.begin : 0; row < (by_rows_ ? rows.end : s_.rows);
-         ++row) {
-      StoreInts(LargestAt(n + 1, slot, row), IntVec{});
-    }
+    carry_.Expect(n + 1, by_rows_ ? rows : Range{0, s_.rows}, slot);
   }
 
   // The sums of the inputs of some blocks of units, for rows from `first` on; the first
@@ -255,7 +227,7 @@ class QuantizedForward {
 
   // c after the step and 1 / sigmoid(o), in place of the sums of h.
   LSTM_INLINE void MakeCell(int64_t block, int64_t row, const Sums& sums) {
-    const Vec before = Load(CellAt(c_, s_.rows, block, row));
+    const Vec before = carry_.Cell(block, row);
     const Vec f = OneOverSigmoid(Gate(sums, block, 1));
     const Vec i = OneOverSigmoid(Gate(sums, block, 0));
     const Vec c = before / f + TanhOver(Gate(sums, block, 2), i);
@@ -271,10 +243,10 @@ class QuantizedForward {
     const Vec c = Load(made);
     const Vec m = TanhOver(c, Load(made + kWidth));
     StoreBlock(p_.cs, time * s_.rows + row, s_.units, block, c);
-    CarryCell(n, block, row, c);
+    carry_.PassCell(n, block, row, c);
     if (!s_.projected) {
       StoreBlock(p_.ys, time * s_.rows + row, s_.outputs, block, m);
-      CarryHidden(n, block, row, slot, m);
+      carry_.PassHidden(n, block, row, slot, m);
       return;
     }
     int32_t* largest = largest_m_ + row * kWidth;
@@ -286,7 +258,7 @@ class QuantizedForward {
   // A step that is not valid.
   void HoldBlock(int64_t n, int64_t row, int64_t block, int slot) {
     StoreBlock(p_.cs, steps_.Time(n) * s_.rows + row, s_.units, block, Vec{});
-    CarryCell(n, block, row, Load(CellAt(c_, s_.rows, block, row)));
+    carry_.PassCell(n, block, row, carry_.Cell(block, row));
     if (!s_.projected) Hold(n, block, row, slot);
   }
 
@@ -311,7 +283,7 @@ class QuantizedForward {
           const float* sums = projected_ + (panel * rows_ + row) * kNr + column;
           const Vec h = ToFloats(sums, kernel.Scale(panel) + column) * m_scale_[row];
           StoreBlock(p_.ys, steps_.Time(n) * s_.rows + row, s_.outputs, block, h);
-          CarryHidden(n, block, row, 0, h);
+          carry_.PassHidden(n, block, row, 0, h);
         } else {
           Hold(n, block, row, 0);
         }
@@ -322,47 +294,12 @@ class QuantizedForward {
   // A step that is not valid: nothing out, the state as before.
   void Hold(int64_t n, int64_t block, int64_t row, int slot) {
     StoreBlock(p_.ys, steps_.Time(n) * s_.rows + row, s_.outputs, block, Vec{});
-    CarryHidden(n, block, row, slot, Load(CellAt(h_[n % 2], s_.rows, block, row)));
-  }
-
-  // What leaves a step enters the next one, or is the last state.
-  LSTM_INLINE void CarryHidden(int64_t n, int64_t block, int64_t row, int slot, Vec h) {
-    if (n + 1 == s_.steps) {
-      StoreBlock(p_.last_h, row, s_.outputs, block, h);
-      return;
-    }
-    if (steps_.Reset(steps_.Time(n + 1), row)) {
-      h = LoadBlock(p_.controls.reset_state.h, row, s_.outputs, block);
-    }
-    KeepHidden(n + 1, block, row, slot, h);
-  }
-
-  // h as it enters step n, and the largest of its row.
-  LSTM_INLINE void KeepHidden(int64_t n, int64_t block, int64_t row, int slot, Vec h) {
-    Store(CellAt(h_[n % 2], s_.rows, block, row), h);
-    int32_t* largest = LargestAt(n, slot, row);
-    StoreInts(largest, Larger(LoadInts(largest), SizeBits(h)));
-  }
-
-  void CarryCell(int64_t n, int64_t block, int64_t row, Vec c) {
-    if (n + 1 == s_.steps) {
-      StoreBlock(p_.last_c, row, s_.units, block, c);
-      return;
-    }
-    if (steps_.Reset(steps_.Time(n + 1), row)) {
-      c = LoadBlock(p_.controls.reset_state.c, row, s_.units, block);
-    }
-    Store(CellAt(c_, s_.rows, block, row), c);
+    carry_.PassHidden(n, block, row, slot, carry_.Hidden(n, block, row));
   }
 
   MatrixC<float> FromX() const { return {from_x_, kNr, x_rows_ * kNr}; }
   MatrixC<float> FromH() const { return {from_h_, kNr, rows_ * kNr}; }
   float* A(int slot) const { return a_ + slot * a_size_; }
-
-  // The largest numbers of h, lane by lane, that a thread has seen in a row.
-  int32_t* LargestAt(int64_t n, int slot, int64_t row) const {
-    return largest_[n % 2] + (slot * s_.rows + row) * kWidth;
-  }
 
   const QuantizedProblem& p_;
   const Sizes& s_;
@@ -371,6 +308,7 @@ class QuantizedForward {
   const int threads_;
   const bool by_rows_;
   const int slots_;  // for threads that round the same rows
+  QuantizedCarry carry_;
   const int64_t blocks_;
   const int64_t output_blocks_;
   const int64_t block_steps_;
@@ -380,16 +318,12 @@ class QuantizedForward {
   float* x_scale_ = nullptr;
   float* from_x_ = nullptr;
   int64_t x_rows_ = 0;
-  // h as it enters this step and the next one: in floats, the largest of each row, and
-  // for each slot as A; its sums.
-  float* h_[2] = {nullptr, nullptr};
-  int32_t* largest_[2] = {nullptr, nullptr};
+  // h as it enters a step, for each slot as A; its sums.
   float* a_ = nullptr;
   float* a_scale_ = nullptr;
   int64_t a_size_ = 0;
   float* from_h_ = nullptr;
   int64_t rows_ = 0;
-  float* c_ = nullptr;
   // h before projection, and the same of it.
   float* m_ = nullptr;
   int32_t* largest_m_ = nullptr;
