@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax import sequence
 from lstm_jax.cells.base import as_cell
@@ -28,6 +29,7 @@ def stream(
     chunk_size: int | None = None,
     time_major: bool = False,
     implementation: str | None = None,
+    sharding: NamedSharding | None = None,
 ) -> Iterator[tuple[PyTree, PyTree]]:
     """Runs a model over a sequence that comes in chunks, with the state handed on.
 
@@ -63,6 +65,9 @@ def stream(
             None.
         time_major: whether the first axis is time.
         implementation: see :func:`scan`.
+        sharding: of ``xs``, over batch axes alone; each run's inputs and controls are
+            placed so, and its outputs come back so. None leaves them on one device.
+            Where several processes take part, each is given the whole chunks.
 
     Yields:
         ``(state, ys)`` of each run: the state after it and its outputs, ``chunk_size``
@@ -72,7 +77,9 @@ def stream(
     Raises:
         ValueError: at once, if a layer needs the whole sequence (bidirectional, or in
             reverse) or an option is wrong; when it is read, if a chunk's shape, dtype
-            or controls are not those of the first, or not what the model takes.
+            or controls are not those of the first, or not what the model takes, or if
+            ``sharding`` cuts another axis than those of the batch, or into parts that
+            are not equal.
         TypeError: if a type or a dtype is wrong, such as one array for ``chunks``.
 
     Example:
@@ -91,6 +98,12 @@ def stream(
     options.check_flag("time_major", time_major)
     if chunk_size is not None:
         options.check_positive("chunk_size", chunk_size)
+    if not isinstance(sharding, NamedSharding | None):
+        raise TypeError(
+            "sharding: expected a jax.sharding.NamedSharding, got "
+            f"{type(sharding).__name__}. A PartitionSpec needs its mesh: "
+            "NamedSharding(mesh, spec)."
+        )
     is_stack = hasattr(model, "cells")
     run = functools.partial(
         model.apply if is_stack else functools.partial(sequence.scan, model),
@@ -100,7 +113,8 @@ def stream(
     )
     cell = as_cell(model.cells[0] if is_stack else model)
     read = _read(cell, chunks, time_major)
-    return _results(run, _recut(read, chunk_size), border.take_leaves("state", state))
+    state = border.take_leaves("state", state)
+    return _results(run, _recut(read, chunk_size), state, sharding)
 
 
 def _check_chunks(chunks: Any) -> None:
@@ -135,7 +149,10 @@ class _Chunk(NamedTuple):
 
 
 def _results(
-    run: Callable[..., tuple[PyTree, PyTree]], pieces: Iterator[_Chunk], state: PyTree
+    run: Callable[..., tuple[PyTree, PyTree]],
+    pieces: Iterator[_Chunk],
+    state: PyTree,
+    sharding: NamedSharding | None,
 ) -> Iterator[tuple[PyTree, PyTree]]:
     """Runs one piece after the other."""
     before = None
@@ -148,12 +165,36 @@ def _results(
         # pieces too, so that the last one needs no program of its own.
         lengths = np.full(piece.batch_shape, piece.length, np.int32)
         # No one else writes to the buffers, so that JAX may read them as they are.
-        arrays = {name: jnp.asarray(array) for name, array in piece.arrays.items()}
+        if sharding is None:
+            arrays = {name: jnp.asarray(array) for name, array in piece.arrays.items()}
+        else:
+            arrays = _placed(piece, sharding)
         state, ys = run(state=state, lengths=lengths, **arrays)
         if piece.length < piece.arrays["xs"].shape[piece.axis]:
             steps = _steps(piece.axis, 0, piece.length)
             ys = jax.tree.map(lambda y: y[steps], ys)
         yield state, ys
+
+
+def _placed(piece: _Chunk, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """A run's inputs over several devices, and its controls as its inputs are."""
+    shape = piece.arrays["xs"].shape
+    spec = (*sharding.spec, *(None for _ in shape[len(sharding.spec) :]))
+    cut = [axis for axis, names in enumerate(spec) if names is not None]
+    if len(spec) > len(shape) or {piece.axis, len(shape) - 1} & set(cut):
+        raise ValueError(
+            "sharding: expected one of batch axes alone, since steps follow each other "
+            f"and products need all features, got {sharding.spec} for xs of shape "
+            f"{list(shape)}, whose axis {piece.axis} is time."
+        )
+    try:
+        of_controls = NamedSharding(sharding.mesh, PartitionSpec(*spec[:-1]))
+        return {
+            name: jax.device_put(array, sharding if name == "xs" else of_controls)
+            for name, array in piece.arrays.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"sharding: {error} Rows that are masked fill up.") from None
 
 
 def _recut(chunks: Iterator[_Chunk], size: int | None) -> Iterator[_Chunk]:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import lstm_jax as lj
 from tests.common import (
@@ -135,6 +137,40 @@ def test_one_program_runs_every_chunk():
     # A partial chunk at the end compiles how its outputs are cut, and nothing more.
     assert programs(15, 2) == 1
     assert programs(11, 3) == 0
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_rows_over_two_devices(kind):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    sharding = NamedSharding(mesh, P("data"))
+    _, expected = STACK.apply(STACK_PARAMS, XS, **CONTROLS)
+    chunks = cut({"xs": XS, **CONTROLS}, 1, 4)
+    results = list(
+        lj.stream(STACK, STACK_PARAMS, chunks, chunk_size=5, sharding=sharding)
+    )
+    for leaf in jax.tree.leaves(results):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    assert_close(joined(results, 1)[1], expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rows", "words"),
+    [
+        (P(None, "data"), 2, "batch axes alone"),
+        (P(None, None, "data"), 2, "batch axes alone"),
+        (P("data"), 1, "evenly divide"),
+    ],
+)
+def test_refuses_a_sharding_that_does_not_fit(spec, rows, words):
+    sharding = NamedSharding(jax.make_mesh((2,), ("data",)), spec)
+    results = lj.stream(STACK, STACK_PARAMS, [XS[:rows]], sharding=sharding)
+    with pytest.raises(ValueError, match=f"^sharding: .*{words}"):
+        next(results)
+
+
+def test_refuses_a_spec_without_a_mesh():
+    with pytest.raises(TypeError, match=r"sharding: .*NamedSharding\(mesh, spec\)"):
+        lj.stream(STACK, STACK_PARAMS, [XS], sharding=P("data"))  # pyright: ignore
 
 
 def test_reads_no_further_than_it_runs():

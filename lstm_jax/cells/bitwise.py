@@ -62,12 +62,12 @@ def _one_over_sigmoid(x: Array) -> Array:
 
 
 def times_sigmoid(x: Array, gate: Array) -> Array:
-    """x sigmoid(gate)."""
+    """The product of ``x`` and ``sigmoid(gate)``."""
     return x / _one_over_sigmoid(gate)
 
 
 def tanh_times_sigmoid(x: Array, gate: Array) -> Array:
-    """tanh(x) sigmoid(gate), in one division: it is what takes longest."""
+    """That of ``tanh(x)`` and ``sigmoid(gate)``, in one division: those take longest."""
     size = rounded(jnp.abs(x) * (_LOG2_E + _LOG2_E))
     # From 26.02 on, tanh rounds to 1.
     power, m1 = _exp2_parts(limited(size, np.float32(29)))
