@@ -67,7 +67,7 @@ def times_sigmoid(x: Array, gate: Array) -> Array:
 
 
 def tanh_times_sigmoid(x: Array, gate: Array) -> Array:
-    """That of ``tanh(x)`` and ``sigmoid(gate)``, in one division: those take longest."""
+    """That of ``tanh(x)`` and ``sigmoid(gate)``: in one division, which is slow."""
     size = rounded(jnp.abs(x) * (_LOG2_E + _LOG2_E))
     # From 26.02 on, tanh rounds to 1.
     power, m1 = _exp2_parts(limited(size, np.float32(29)))
