@@ -36,6 +36,8 @@ def cells(size: int) -> dict[str, Any]:
         "Ba's norm": lstm(layer_norm="ba"),
         "clip": lstm(clip=3.0, cell_clip=3.0),
         "heads": lstm(num_heads=4),
+        "ParaRNN's LSTM": lstm(num_heads=size, variant="CIFG", peephole=True),
+        "minLSTM": lj.MinLSTMCell(size, size),
         "sLSTM": lj.SLSTMCell(size, size, num_heads=4),
         "ConvLSTM 1d": conv(16),
         "ConvLSTM 2d": conv(8, 8),
