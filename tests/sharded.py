@@ -64,7 +64,7 @@ CASES = STANDARD | OTHERS
 
 
 # Of these every layer has kernels, or some have.
-KERNELS = {*STANDARD, "mixed", "peephole", "noisy", "diagonal", "layer_norm"}
+KERNELS = {*STANDARD, "mixed", "peephole", "noisy", "diagonal", "layer_norm", "heads"}
 KERNELS &= CASES.keys()
 
 
