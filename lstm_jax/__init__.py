@@ -77,7 +77,7 @@ __all__ = (
 )
 
 # Loaded when they are first named, with what they need: Optax, Flax.
-_LAZY = ("data", "decoding", "linen", "nnx", "serving", "training")
+_LAZY = ("data", "decoding", "distributed", "linen", "nnx", "serving", "training")
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -41,6 +41,7 @@ PUBLIC = {
         Generated Hypotheses Transcripts beam_search ctc_beam_search ctc_greedy generate
         sample
     """,
+    "lstm_jax.distributed": "Joined initialize_from_env",
     "lstm_jax.exporting": "Exported export load read_model",
     "lstm_jax.initializers": "chrono chrono_bias glorot_uniform orthogonal",
     "lstm_jax.linen": "LSTM Stack params_of variables_of",
@@ -59,7 +60,7 @@ PUBLIC = {
     """,
 }
 NAMES = [(module, name) for module, names in PUBLIC.items() for name in names.split()]
-LAZY = ("data", "decoding", "linen", "nnx", "serving", "training")
+LAZY = ("data", "decoding", "distributed", "linen", "nnx", "serving", "training")
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -105,6 +105,11 @@ _WORDS: dict[str, dict[tuple[str, ...], str]] = {
         ("StandardScaler", "normalize", "standardize"): "Scaler is its name.",
         ("sliding_window", "make_windows"): "sliding_windows is its name.",
     },
+    "lstm_jax.distributed": {
+        ("initialize", "init", "init_process_group", "setup"): (
+            "initialize_from_env is its name: who started the process, it reads."
+        ),
+    },
     "lstm_jax.decoding": {
         ("greedy", "greedy_search", "greedy_decode"): (
             "generate(..., temperature=0.0) takes the likeliest token; of frames "

@@ -1,0 +1,204 @@
+"""Real processes over the loopback address, joined by hand-set variables."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+# Seconds after which a process that says nothing is lost, in these tests.
+LIMIT = 2
+# All processes of a test are gone so long after the launch, whatever happens.
+LONGEST = 60
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Launched:
+    """Processes that run one program; told apart by variables alone."""
+
+    def __init__(self, program, count=2, devices=2, only=None, **environment):
+        port = free_port()
+        self.processes = {
+            n: subprocess.Popen(
+                [sys.executable, "-u", "-c", textwrap.dedent(program)],
+                env=os.environ
+                | {
+                    "JAX_NUM_PROCESSES": str(count),
+                    "JAX_PROCESS_ID": str(n),
+                    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                    "JAX_PLATFORMS": "cpu",
+                    "PYTHONPATH": os.getcwd(),
+                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                    # A proxy that no one is behind.
+                    "https_proxy": "http://127.0.0.1:9",
+                    "http_proxy": "http://127.0.0.1:9",
+                }
+                | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for n in (range(count) if only is None else only)
+        }
+
+    def until(self, word):
+        """Waits until each process has written a line."""
+        for process in self.processes.values():
+            # Gloo writes lines of its own.
+            if word not in (line.strip() for line in process.stdout):
+                raise AssertionError(process.stderr.read())
+
+    def signal(self, victim, number):
+        self.processes[victim].send_signal(number)
+        return time.monotonic()
+
+    def ended(self, but=None):
+        """Status, stdout and stderr of all but one, which is killed."""
+        try:
+            return {
+                n: (process.returncode, *said)
+                for n, process in self.processes.items()
+                if n != but
+                for said in [process.communicate(timeout=LONGEST)]
+            }
+        finally:
+            for process in self.processes.values():
+                process.kill()
+                process.communicate()
+
+
+# Each step is a sum over the devices of all processes.
+STEPS = f"""
+    import sys, time
+    import jax, numpy as np, lstm_jax as lj
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    joined = lj.distributed.initialize_from_env(
+        initialization_timeout=30, heartbeat_timeout={LIMIT}
+    )
+    mesh = jax.make_mesh((joined.devices,), ("data",), axis_types=(AxisType.Auto,))
+    cut = NamedSharding(mesh, P("data"))
+    one = lambda index: np.ones(1, np.float32)
+    step = jax.jit(lambda xs: xs.sum())
+    def run():
+        return float(step(jax.make_array_from_callback((joined.devices,), cut, one)))
+    assert run() == 4
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_others_end_where_one_dies_or_is_stopped(victim, number):
+    loop = 'print("ready")\nwhile True:\n    run()\n'
+    launched = Launched(textwrap.dedent(STEPS) + loop)
+    launched.until("ready")
+    before = launched.signal(victim, number)
+    status, _, said = launched.ended(but=victim)[1 - victim]
+    assert time.monotonic() - before < 3 * LIMIT
+    assert status not in (0, None)
+    name = f"lstm_jax: process {1 - victim}: process {victim} ("
+    assert name in said, said
+    words = "is gone" if number == signal.SIGKILL else "has said nothing for"
+    assert words in said, said
+
+
+def test_the_others_end_where_one_fails():
+    fail = (
+        'if joined.process:\n    raise ValueError("of mine")\nwhile True:\n    run()\n'
+    )
+    ended = Launched(textwrap.dedent(STEPS) + fail).ended()
+    assert ended[0][0] == ended[1][0] == 1
+    assert "ValueError: of mine" in ended[1][2]
+    assert "lstm_jax: process 0: process 1 (" in ended[0][2]
+    assert "failed: ValueError: of mine." in ended[0][2]
+
+
+COME = """
+    import lstm_jax as lj
+    lj.distributed.initialize_from_env(initialization_timeout=1)
+"""
+
+
+@pytest.mark.parametrize(
+    "n, words",
+    [
+        (0, ["TimeoutError: process 1 of 2 did not come within 1 s", "COORDINATOR"]),
+        (
+            1,
+            [
+                "TimeoutError: process 1 of 2: no process 0 at localhost, port",
+                "refused",
+            ],
+        ),
+    ],
+)
+def test_one_that_never_comes_is_named(n, words):
+    status, _, said = Launched(COME, only=[n]).ended()[n]
+    assert status == 1
+    assert all(word in said for word in words), said
+    assert "JAX_COORDINATOR_ADDRESS" in said
+
+
+def test_a_name_that_is_not_known_and_a_port_that_is_taken_are_said():
+    address = {"JAX_COORDINATOR_ADDRESS": "nowhere.invalid:9"}
+    there = Launched(COME, only=[1], **address)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{taken.getsockname()[1]}"}
+        status, _, said = Launched(COME, only=[0], **port).ended()[0]
+    assert status == 1 and "Address already in use" in said
+    assert "JAX_COORDINATOR_ADDRESS" in said and "another job's" in said
+    status, _, said = there.ended()[1]
+    assert status == 1 and "the name nowhere.invalid is not known" in said
+
+
+JOINED = """
+    import json, jax, lstm_jax as lj
+    joined = lj.distributed.initialize_from_env(initialization_timeout=30)
+    assert lj.distributed.initialize_from_env() is joined
+    assert joined.processes == jax.process_count() == 2, joined
+    print(json.dumps(joined))
+"""
+LAUNCHERS = {
+    "SLURM": {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "{n}",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "JAX_COORDINATOR_PORT": "{port}",
+    },
+    "Open MPI 5": {
+        "PRTE_LAUNCHED": "1",
+        "PMIX_NAMESPACE": "prterun-localhost-77@1",
+        "PMIX_RANK": "{n}",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "JAX_COORDINATOR_PORT": "{port}",
+    },
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_of_two_ends_with_two(launcher):
+    port, names = free_port(), ("NUM_PROCESSES", "PROCESS_ID", "COORDINATOR_ADDRESS")
+    blank = {f"JAX_{name}": "" for name in names}
+    said = [
+        {name: value.format(n=n, port=port) for name, value in one.items()}
+        for one in [LAUNCHERS[launcher]]
+        for n in range(2)
+    ]
+    both = [Launched(JOINED, only=[n], **(blank | said[n])) for n in range(2)]
+    for n, one in enumerate(both):
+        status, out, words = one.ended()[n]
+        assert status == 0, words
+        assert json.loads(out) == [launcher, n, 2, 2, 4]
+        line = f"lstm_jax: {launcher}: process {n} of 2, 2 of 4 devices (cpu).\n"
+        assert words.count(line) == 1
