@@ -202,3 +202,104 @@ def test_a_launcher_of_two_ends_with_two(launcher):
         assert json.loads(out) == [launcher, n, 2, 2, 4]
         line = f"lstm_jax: {launcher}: process {n} of 2, 2 of 4 devices (cpu).\n"
         assert words.count(line) == 1
+
+
+BATCHES = """
+    import time, warnings
+    import jax, jax.numpy as jnp, numpy as np, lstm_jax as lj
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+    from lstm_jax import data, distributed
+    joined = distributed.initialize_from_env(
+        initialization_timeout=30, heartbeat_timeout=20
+    )
+    n, named = joined.process, {}
+    def refused(name, function):
+        try:
+            function()
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {error}")
+        else:
+            print(f"{name}: nothing was raised")
+
+    # Rows over both processes; and over the devices of one, the model over processes.
+    auto = (AxisType.Auto,)
+    data_mesh = jax.make_mesh((4,), ("data",), axis_types=auto)
+    cut = NamedSharding(data_mesh, P("data"))
+    both = Mesh(np.reshape(jax.devices(), (2, 2)), ("model", "data"))
+    alike = NamedSharding(both, P("data"))
+    assert distributed.share(cut) == (n, 2) and distributed.share(alike) == (0, 1)
+    assert distributed.share(NamedSharding(both, P(("model", "data")))) == (n, 2)
+    assert distributed.share(NamedSharding(both, P(None, "model")), axis=1) == (n, 2)
+
+    # The plan of one process, of which each brings its share.
+    sequences = [np.full((k, 3), k, np.float32) for k in (7, 12, 3, 9, 1, 4, 6)]
+    def batches(sharding):
+        mine = distributed.share(sharding)
+        given = dict(batch_size=4, buckets=2, index=True)
+        return data.bucket_batches(sequences, process=mine, **given)
+    for sharding in (cut, alike):
+        whole = data.bucket_batches(sequences, batch_size=4, buckets=2, index=True)
+        for expected, batch in zip(whole(0), batches(sharding)(0), strict=True):
+            made = distributed.global_batch(batch, sharding)
+            for one, other in zip(made, expected, strict=True):
+                assert one.shape == other.shape and one.sharding.spec == P("data")
+                for shard in one.addressable_shards:
+                    np.testing.assert_array_equal(shard.data, other[shard.index])
+
+    # Time first, a number, and one sharding for each part.
+    rows = np.arange(4, dtype=np.float32) + 4 * n
+    late = {"xs": rows[None] + np.zeros((5, 1), np.float32), "labels": [rows, 3]}
+    shardings = {"xs": NamedSharding(data_mesh, P(None, "data")), "labels": cut}
+    made = distributed.global_batch(late, shardings)
+    assert made["xs"].shape == (5, 8) and made["labels"][0].shape == (8,)
+    assert made["labels"][1].shape == ()
+    assert float(jax.jit(lambda a: a["xs"].sum())(made)) == 5 * 28
+
+    put = distributed.global_batch
+    ones = np.ones((4, 7), np.float32)
+    refused("longer", lambda: put(np.ones((4, 7 + 5 * n), np.float32), cut))
+    refused("rows", lambda: put(np.ones((4 + 2 * n, 7), np.float32), cut))
+    refused("dtype", lambda: put(np.ones((4, 7), "f4" if n else "i4"), cut))
+    refused("structure", lambda: put({"a": ones} if n else [ones], cut))
+    refused("odd", lambda: put(np.ones((4 - n, 7), np.float32), cut))
+    refused("replicas", lambda: put(ones + n, alike))
+    refused("number", lambda: put([ones * (n + 1), n], cut))
+    refused("global", lambda: put(made["xs"], shardings["xs"]))
+    refused("mesh", lambda: put(ones, data_mesh))
+    alone = Mesh(np.array(jax.local_devices()), ("data",))
+    refused("alone", lambda: put(ones, NamedSharding(alone, P("data"))))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        put({"xs": ones, "lengths": np.full(4, 7)}, cut)
+    assert "got the same from all of them" in str(said[0].message)
+    # One has a batch more than the other.
+    distributed.watching.own.limit = 1
+    refused("more", lambda: put(ones, cut)) if n else time.sleep(5)
+    print("done")
+"""
+
+
+def test_batches_of_two_processes():
+    ended = Launched(BATCHES).ended()
+    for status, out, said in ended.values():
+        assert status == 0 and "done" in out, out + said
+    lines = dict(
+        line.split(": ", 1) for line in ended[0][1].splitlines() if "Error: " in line
+    )
+    for name, words in {
+        "longer": "got float32 [4, 7] on process 0, float32 [4, 12] on process 1",
+        "rows": "got float32 [4, 7] on process 0, float32 [6, 7] on process 1",
+        "dtype": "got int32 [4, 7] on process 0, float32 [4, 7] on process 1",
+        "structure": "expected one structure on all processes",
+        "odd": "process 1: batch: expected a size of axis 0 that 2 divides",
+        "replicas": "expected the same rows on processes 0 and 1",
+        "number": "batch[1]: expected the same rows on processes 0 and 1",
+        "global": "got an array of all processes",
+        "mesh": "expected a jax.sharding.NamedSharding",
+        "alone": "got none of process",
+    }.items():
+        assert words in lines[name], lines[name]
+        assert words.replace("process 1: ", "") in ended[1][1]
+    assert (
+        "process 0 (" in ended[1][1] and "did not come to it within 1 s" in ended[1][1]
+    )

@@ -41,7 +41,7 @@ PUBLIC = {
         Generated Hypotheses Transcripts beam_search ctc_beam_search ctc_greedy generate
         sample
     """,
-    "lstm_jax.distributed": "Joined initialize_from_env",
+    "lstm_jax.distributed": "Joined global_batch initialize_from_env share",
     "lstm_jax.exporting": "Exported export load read_model",
     "lstm_jax.initializers": "chrono chrono_bias glorot_uniform orthogonal",
     "lstm_jax.linen": "LSTM Stack params_of variables_of",

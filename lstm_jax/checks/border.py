@@ -65,6 +65,17 @@ def take(name: str, value: Any, *, allow_lists: bool = False) -> Any:
         return value
     if hasattr(value, "__jax_array__"):
         return value.__jax_array__()
+    array = own(name, value, allow_lists=allow_lists)
+    try:
+        return jnp.asarray(array)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected an array of numbers, got one of dtype {array.dtype}."
+        ) from None
+
+
+def own(name: str, value: Any, *, allow_lists: bool = False) -> np.ndarray:
+    """A copy as NumPy's own, of a dtype that JAX has here; see :func:`take`."""
     array = read(name, value, allow_lists=allow_lists)
     dtype = jax.dtypes.canonicalize_dtype(_native(array.dtype))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -78,12 +89,7 @@ def take(name: str, value: Any, *, allow_lists: bool = False) -> Any:
             f"{name}: expected integers that fit in {dtype}, got {array.min()} to "
             f"{array.max()}. jax.enable_x64 turns 64-bit types on."
         )
-    try:
-        return jnp.asarray(own)
-    except TypeError:
-        raise TypeError(
-            f"{name}: expected an array of numbers, got one of dtype {array.dtype}."
-        ) from None
+    return own
 
 
 def take_leaves(name: str, tree: Any) -> Any:

@@ -41,6 +41,12 @@ class Self:
 
 
 own = Self()
+_names: list[str] = []
+
+
+def name(index: int) -> str:
+    """A process as others know it."""
+    return _names[index] if _names else f"process {index}"
 
 
 def at_step(step: int | None) -> None:
@@ -66,6 +72,7 @@ class Watch(threading.Thread):
         self._beats = {n: Self().beat() for n in range(len(met.names))}
         self._stand, self._moved = [], now
         self._sending = threading.Lock()
+        _names[:] = met.names
         _hook(self)
         self.start()
 
