@@ -6,6 +6,7 @@ import typing as _typing
 from lstm_jax import activations as activations
 from lstm_jax import convert as convert
 from lstm_jax import initializers as initializers
+from lstm_jax import sharding as sharding
 from lstm_jax.cells.base import Cell as Cell
 from lstm_jax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
 from lstm_jax.cells.dropout import embedding_dropout as embedding_dropout
@@ -73,6 +74,7 @@ __all__ = (
     "resolve_implementation",
     "scan",
     "scan_states",
+    "sharding",
     "stream",
 )
 

@@ -15,7 +15,7 @@ from lstm_jax.cells.base import as_cell, compute_dtype, step
 from lstm_jax.cells.dropout import inverted_dropout
 from lstm_jax.checks import arrays, options
 from lstm_jax.numerics import where_rows
-from lstm_jax.recurrence import loop
+from lstm_jax.recurrence import loop, units
 from lstm_jax.types import Array, Directions, LSTMState, Options
 
 MERGES = {
@@ -198,7 +198,8 @@ def apply(model, params, xs, state, traced, *, static):
 
     first = int(Options(*traced, *static).time_major)
     args = (params, xs, state, traced)
-    return meshes.automatic(whole, args, xs, (first, axis), (0, first))
+    outs = units.state_places(state, 0), first
+    return meshes.automatic(whole, args, xs, (first, axis), outs)
 
 
 def _layer(model, index, cell, params, xs, state, given):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,56 @@ from jax import lax
 from jax._src.lib import xla_client  # pyright: ignore  # no public name
 from jax._src.sharding_impls import GSPMDSharding  # no public name
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lstm_jax.types import Array, PyTree
+
+# Part of the key of every program that JAX keeps.
+_units = jax.make_user_context(None)
+
+
+class Units(NamedTuple):
+    """Over which axes of a mesh a layer runs by hand.
+
+    Attributes:
+        mesh: the mesh.
+        batch: for each batch axis the mesh axes that it is over, or None.
+        axis: the mesh axis that hidden units are over.
+    """
+
+    mesh: Mesh | AbstractMesh
+    batch: tuple
+    axis: str
+
+    @property
+    def size(self) -> int:
+        """How many parts the units have."""
+        return self.mesh.shape[self.axis]
+
+
+class Cut(NamedTuple):
+    """Where an array's batch axes begin, and over what its last axis is."""
+
+    batch: int
+    last: str
+
+
+def names_in(spec: Iterable[Any]) -> list[str]:
+    """The mesh axes in a spec, or in part of one."""
+    parts = (part if isinstance(part, tuple) else (part,) for part in spec)
+    return [name for part in parts for name in part if name is not None]
+
+
+def running_over(units: Units | None) -> contextlib.AbstractContextManager:
+    """Runs layers over these axes in what is traced within; None for not by hand."""
+    # JAX tells a value that was not set from None.
+    return _units(units or ())
+
+
+def units_here() -> Units | None:
+    """Over which axes layers run by hand here."""
+    return _units.value or None
 
 
 def per_shard(
@@ -46,7 +93,7 @@ def per_shard(
 
         def local(*args):
             # An explicit mesh of the caller's would stand in what sums are made of.
-            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
                 return [
                     lax.psum(out, "devices", axis_index_groups=meeting)
                     if axis is None and len(meeting[0]) > 1
@@ -125,6 +172,13 @@ def _blocks(shape: Any, axis: Any, whole: np.ndarray) -> np.ndarray:
     even = [n for n in batch if not shape.shape[n] % parts[n]]
     devices = np.moveaxis(devices, even, range(len(even)))
     return devices.reshape(*(parts[n] if n in even else 1 for n in batch), -1)
+
+
+def gathered(array: Array) -> Array:
+    """An array of which every device has all, where JAX lowers and no mesh is known."""
+    # Which device it is counts for nothing.
+    whole = GSPMDSharding.get_replicated(tuple(jax.devices()[:1]))
+    return lax.with_sharding_constraint(array, whole)
 
 
 def _rule(args, in_axes, results, out_axes, batch_ndim: int) -> str:
@@ -206,7 +260,7 @@ def automatic(
         xs: the one that says how the batch is sharded.
         batch: where the batch axes of ``xs`` begin, and how many there are.
         outs: for each part of the result where its batch axes begin; None for a part
-            without.
+            without, and a :class:`Cut` where its last axis is sharded too.
 
     Raises:
         ValueError: if ``xs`` is sharded over another axis than those of the batch.
@@ -216,15 +270,35 @@ def automatic(
         return function(*args)
     start, stop = batch[0], sum(batch)
     spec = (*sharding.spec, *(None for _ in range(xs.ndim - len(sharding.spec))))
+    _check_batch(spec[start:stop])
     if any(part is not None for part in (*spec[:start], *spec[stop:])):
         raise ValueError(
             "xs: expected a sharding of batch axes alone, since steps follow each "
             f"other and products need all features, got {sharding.spec} for "
             f"{list(xs.shape)}. jax.sharding.reshard changes it."
         )
-    specs = [
-        P() if axis is None else P(*(None for _ in range(axis)), *spec[start:stop])
-        for axis in outs
-    ]
-    shardings = tuple(NamedSharding(sharding.mesh, one) for one in specs)
+
+    def sharding_of(out):
+        if out is None:
+            return NamedSharding(sharding.mesh, P())
+        axis, last = out if isinstance(out, Cut) else (out, None)
+        parts = (*(None for _ in range(axis)), *spec[start:stop])
+        return NamedSharding(sharding.mesh, P(*parts, last) if last else P(*parts))
+
+    shardings = jax.tree.map(
+        sharding_of, outs, is_leaf=lambda out: out is None or isinstance(out, Cut)
+    )
     return jax.sharding.auto_axes(function, out_sharding=shardings)(*args)
+
+
+def _check_batch(spec: tuple) -> None:
+    """Checks that an explicit sharding is the one that layers run by."""
+    units = units_here()
+    if units is None:
+        return
+    said = (*units.batch, *(None for _ in spec[len(units.batch) :]))
+    if [names_in((part,)) for part in spec] != [names_in((part,)) for part in said]:
+        raise ValueError(
+            f"xs: expected batch axes over {P(*said)}, as the layout in use says, got "
+            f"{P(*spec)}."
+        )

@@ -12,7 +12,7 @@ from lstm_jax import meshes
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype
 from lstm_jax.cells.lstm_cell import LSTMCell
 from lstm_jax.checks import arrays, options, trees
-from lstm_jax.recurrence import choice, loop
+from lstm_jax.recurrence import choice, loop, units
 from lstm_jax.types import Array, LSTMParams, LSTMState, Options, PyTree
 
 
@@ -267,7 +267,8 @@ def resolve_implementation(
     if key is not None:
         jax.eval_shape(perturb)
     dtype = compute_dtype(cell, xs.dtype)
-    able = choice.candidates(given.implementation, runs[0], dtype)
+    runs = units.in_parts(runs[0])
+    able = choice.candidates(given.implementation, runs, dtype)
     return choice.resolve(able, platform, where)
 
 
@@ -334,9 +335,8 @@ def _checked(
     options.check_flag("reverse", reverse)
     cell, params, xs, state, given = prepare(cell, params, xs, state, given)
     # What can't run is said here, and not in the middle of a program.
-    choice.candidates(
-        given.implementation, cell.without_noise, compute_dtype(cell, xs.dtype)
-    )
+    runs = units.in_parts(cell.without_noise)
+    choice.candidates(given.implementation, runs, compute_dtype(cell, xs.dtype))
     return _scan(
         cell.for_program(),
         params,
@@ -380,7 +380,10 @@ def _scan(cell, params, xs, state, traced, *, reverse, emit_states, static):
 
     first = int(given.time_major)
     args = (params, xs, state, traced)
-    return meshes.automatic(run, args, xs, (first, axis), (0, first))
+    outs = [units.state_places(state, 0), first]
+    if emit_states:
+        outs[1] = units.state_places(state, first)
+    return meshes.automatic(run, args, xs, (first, axis), tuple(outs))
 
 
 def time_in_front(axis: int, xs: Array, given: Options) -> Any:

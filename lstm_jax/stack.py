@@ -12,7 +12,7 @@ from lstm_jax import connections, sequence
 from lstm_jax.cells.base import Cell, as_cell, compute_dtype
 from lstm_jax.checks import arrays, names, options, slips, trees
 from lstm_jax.descriptions.base import Description
-from lstm_jax.recurrence import choice
+from lstm_jax.recurrence import choice, units
 from lstm_jax.types import Array, Directions, Options
 
 Params = tuple[Directions, ...]
@@ -149,7 +149,8 @@ class Layers(names.Guessed, Description):
         permitted = choice.permitted(implementation)
         for cell in map(as_cell, self.cells):
             dtype = compute_dtype(cell, xs.dtype)
-            choice.candidates(permitted, cell.without_noise, dtype)
+            runs = units.in_parts(cell.without_noise)
+            choice.candidates(permitted, runs, dtype)
         given = given._replace(implementation=permitted)
         program, static = self.for_program(), given.static
         return connections.apply(

@@ -21,7 +21,7 @@ PUBLIC = {
         QuantizedParams Regularized SLSTMCell SLSTMState Stack activations convert
         embedding_dropout export from_config implementation implementations
         initializers lstm parallel_scan quantize resolve_implementation scan
-        scan_states stream
+        scan_states sharding stream
     """,
     "lstm_jax.activations": "affine gelu hard_sigmoid scaled_tanh thresholded_relu",
     "lstm_jax.convert": """
@@ -50,6 +50,7 @@ PUBLIC = {
         BadRequest Gone Limits Metrics OutOfOrder Overloaded Result Server
         ServingError StepFailed StreamState Unavailable UnknownStream
     """,
+    "lstm_jax.sharding": "Layout use",
     "lstm_jax.training": """
         Checkpoints Cursor Diverged Plateau Result TrainState Weighted absolute_error
         accuracy activation_penalty binary_cross_entropy bits create cross_entropy

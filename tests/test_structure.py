@@ -21,8 +21,8 @@ PUBLIC_MODULES = (
     *(
         f"lstm_jax.{name}"
         for name in (
-            *("activations", "convert", "data", "decoding", "distributed"),
-            *("exporting", "initializers", "linen", "nnx", "serving", "training"),
+            *("activations", "convert", "data", "decoding", "distributed", "exporting"),
+            *("initializers", "linen", "nnx", "serving", "sharding", "training"),
         )
     ),
 )

@@ -94,6 +94,11 @@ _WORDS = {
         "implementation, given to the call, says how steps are run."
     ),
     ("device",): "Arrays are where JAX puts them: see jax.default_device.",
+    ("time", "time_axis", "seq", "sequence", "sequence_axis", "context"): (
+        "Time is never over devices: a step needs the one before it."
+    ),
+    ("tensor", "tp", "model_axis", "hidden"): "model is its name.",
+    ("batch", "dp", "data_axis", "batch_axis"): "data is its name.",
     ("early_stopping",): "patience says after how many evaluations without a gain.",
     ("callbacks", "callback"): "hooks is its name: functions hook(state, row).",
     ("validation_data", "valid_data", "val_data", "val", "eval_data"): (

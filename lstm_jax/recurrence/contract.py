@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax._src.core import NamedAxisEffect  # no public name
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import LSTMCell
@@ -336,7 +337,9 @@ def _traced_step(cell: Cell, structure: Any, leaves: tuple) -> tuple:
     args = structure.unflatten(leaves)
     jaxpr, shapes = jax.make_jaxpr(step, return_shape=True)(*args)
     check_after(cell, args[1], shapes[1])
-    return *shapes, frozenset(jaxpr.effects)
+    # That devices exchange something is none.
+    effects = (e for e in jaxpr.effects if not isinstance(e, NamedAxisEffect))
+    return *shapes, frozenset(effects)
 
 
 def _tape_shapes(cell: Cell, inputs: Inputs) -> Tape:

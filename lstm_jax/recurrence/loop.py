@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.base import Cell, cast_params, compute_dtype
-from lstm_jax.meshes import vary_alike
+from lstm_jax.meshes import units_here, vary_alike
 from lstm_jax.numerics import where_rows, zero_where_not
-from lstm_jax.recurrence import choice, plain, primitive, xla
+from lstm_jax.recurrence import choice, plain, primitive, units, xla
 from lstm_jax.recurrence.blocks import scan_blocks
 from lstm_jax.recurrence.contract import Call, Implementation, Inputs, traced_step
 from lstm_jax.types import Array, Options, PyTree, config
@@ -52,16 +52,17 @@ def run(
     ready = [_prepare(cell, xs, direction, given) for direction in directions]
     inputs = vary_alike(tuple(one for _, one, _ in ready))
     reverse = tuple(direction.reverse for direction in directions)
-    runs = ready[0][0]
-    able = choice.candidates(permitted, runs, dtype)
-    call = Call(runs, reverse, emit_states, able, jax.tree.structure(inputs))
-    if given.checkpoint_every is None:
-        results = _run_together(call, inputs)
+
+    def run_cell(cell, inputs):
+        able = choice.candidates(permitted, cell, dtype)
+        call = Call(cell, reverse, emit_states, able, jax.tree.structure(inputs))
+        return _run_layer(call, inputs, given.checkpoint_every)
+
+    runs, over = ready[0][0], units_here()
+    if over is None:
+        results = run_cell(runs, inputs)
     else:
-        results = [
-            _run_in_blocks(call, one, backwards, given.checkpoint_every)
-            for one, backwards in zip(inputs, reverse, strict=True)
-        ]
+        results = units.run(run_cell, runs, inputs, over, emit_states=emit_states)
     narrowed = []
     for direction, (*_, restore), (state, ys) in zip(
         directions, ready, results, strict=True
@@ -90,6 +91,18 @@ def _prepare(
         cell, params, xs = cell.perturb(key, params, xs)
     state, reset_state, restore = entering(state, reset_state, valid, reset, reverse)
     return cell, Inputs(params, xs, state, valid, reset, reset_state), restore
+
+
+def _run_layer(
+    call: Call, inputs: tuple[Inputs, ...], every: int | str | None
+) -> list[tuple]:
+    """All directions: at once, or by themselves where memory is bounded."""
+    if every is None:
+        return _run_together(call, inputs)
+    return [
+        _run_in_blocks(call, one, backwards, every)
+        for one, backwards in zip(inputs, call.reverse, strict=True)
+    ]
 
 
 def _run_together(call: Call, inputs: tuple[Inputs, ...]) -> list[tuple]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import core
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from jax.sharding import AbstractMesh
 
+from lstm_jax.meshes import gathered
 from lstm_jax.recurrence import plain, xla
-from lstm_jax.recurrence.contract import Implementation, Target
+from lstm_jax.recurrence.contract import Implementation, Target, input_axes
 from lstm_jax.recurrence.levels import mapped
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -45,6 +48,10 @@ def _lower(kind, platform, context, *args, call, levels, **params):
 
     function = mapped(levels, one, one_by_one=chosen.native and not plainly)
     module = context.module_context
+    if target.partitioned and not (levels or target.partly_manual):
+        function = _with_whole_weights(
+            function, input_axes(call), params.get("which", ()), kind
+        )
     if chosen.native and target.partitioned:
         # custom_partitioning wants devices and looks at their number alone. JAX says
         # which they are only where a whole program keeps to one mesh.
@@ -53,9 +60,41 @@ def _lower(kind, platform, context, *args, call, levels, **params):
         module = module.replace(axis_context=axes)
     # Types say here what each device holds, and nothing of meshes.
     avals = [core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         context = context.replace(avals_in=avals, module_context=module)
         return mlir.lower_fun(function)(context, *args)
+
+
+def _with_whole_weights(
+    function: Callable, axes: Sequence[int | None], which: Sequence[bool], kind: str
+) -> Callable:
+    """A function that gathers weights where it begins, and not at each step.
+
+    And their gradients where it ends: what they are cut into would be asked of the
+    states of every step else.
+
+    Args:
+        function: an implementation's method, of arrays.
+        axes: for each input where its rows are; None for a weight.
+        which: of which inputs there is a gradient.
+        kind: which method it is.
+    """
+
+    def whole(arrays, axes):
+        return [
+            gathered(array) if axis is None else array
+            for array, axis in zip(arrays, axes, strict=True)
+        ]
+
+    def gathering(*args):
+        inputs = whole(args[: len(axes)], axes)
+        results = function(*inputs, *args[len(axes) :])
+        if kind != "pullback":
+            return results
+        wanted = [axis for axis, want in zip(axes, which, strict=True) if want]
+        return whole(results, wanted)
+
+    return gathering
 
 
 def _target(platform: str | None, module: Any) -> Target:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.quantized import QuantizedLSTMCell
 from lstm_jax.meshes import per_shard
+from lstm_jax.recurrence import units
 from lstm_jax.recurrence.contract import (
     Call,
     Implementation,
@@ -48,6 +49,11 @@ class Kernels(Implementation):
             return reason
         if isinstance(cell, QuantizedLSTMCell):
             return _why_not_quantized(cell)
+        if isinstance(units.lstm_of(cell), units.PartOfUnits):
+            return (
+                "runs whole calls, not steps that exchange h over a mesh axis: the "
+                "layout in use has hidden units over one"
+            )
         if step_of(cell) is None:
             return f"runs LSTMCell without some of its options, not {cell}"
         if jnp.dtype(dtype) not in _DTYPES:
