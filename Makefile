@@ -16,7 +16,7 @@ train: $(VENV)/package.stamp $(VENV)/examples.stamp
 	$(BIN)/python examples/char_lm.py $(if $(wildcard out/char_lm/checkpoints),--resume)
 
 # Every task in examples/, briefly: that it runs, not how well. `make -j2` runs two at once.
-TASKS := add char_lm classify forecast memory play tag transcribe
+TASKS := add char_lm classify distributed forecast memory play tag transcribe
 examples: $(TASKS:%=briefly-%) briefly-copy
 briefly-char_lm: FLAGS := --hidden-size 32
 briefly-copy: TASK := memory

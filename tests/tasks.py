@@ -19,6 +19,7 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 TASKS = {
     "add": ("--batch-size 16", "right in every digit: 0."),
     "classify": ("--batch-size 64", "test accuracy 0."),
+    "distributed": ("--batch-size 16", "held-out error 0."),
     "forecast": ("--batch-size 512", "test MSE"),
     "memory": ("--length 10 --batch-size 8", "test loss 0."),
     "memory --task copy": ("--delay 5 --batch-size 8", "test accuracy 0."),

@@ -175,13 +175,6 @@ def test_wrong_arguments_are_told(tmp_path, call, error, match):
     assert not os.listdir(tmp_path)
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for call in (lambda c: c.save(1, {}), lambda c: c.restore({})):
-        with pytest.raises(NotImplementedError, match="one process, got one of 2"):
-            call(training.Checkpoints(tmp_path))
-
-
 def test_the_newest_and_the_best_are_kept_by_two_rules(tmp_path):
     bests = {10: 10, 20: 20, 30: 20, 40: 20, 50: 20, 60: 60, 70: 60, 80: 60, 90: None}
     there = {

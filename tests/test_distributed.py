@@ -1,5 +1,6 @@
 """Real processes over the loopback address, joined by hand-set variables."""
 
+import csv
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 
 # Seconds after which a process that says nothing is lost, in these tests.
@@ -38,7 +40,8 @@ class Launched:
                     "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                     "JAX_PLATFORMS": "cpu",
                     "PYTHONPATH": os.getcwd(),
-                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                    "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+                    f"--xla_force_host_platform_device_count={devices}",
                     # A proxy that no one is behind.
                     "https_proxy": "http://127.0.0.1:9",
                     "http_proxy": "http://127.0.0.1:9",
@@ -303,3 +306,108 @@ def test_batches_of_two_processes():
     assert (
         "process 0 (" in ended[1][1] and "did not come to it within 1 s" in ended[1][1]
     )
+
+
+FITS = """
+    import time
+    import jax, jax.numpy as jnp, numpy as np, optax, lstm_jax as lj
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    from lstm_jax import distributed, training
+    n = distributed.initialize_from_env(
+        initialization_timeout=30, heartbeat_timeout=20, step_timeout=3
+    ).process
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    cut = NamedSharding(mesh, P("data"))
+    rows = np.ones((4, 7, 3), np.float32) + n
+    model = lj.LSTM(3, 5)
+    params = lambda seed: model.init(jax.random.key(seed))
+    def loss_fn(params, carry, xs, key):
+        return jnp.mean(model.apply(params, xs)[1] ** 2), (carry, {})
+    def fit(params, batches, **given):
+        given = {"steps": 9, "log_every": 1} | given
+        return training.fit(loss_fn, optax.sgd(0.1), params, batches, **given)
+    def refused(name, function):
+        try:
+            function()
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {error}")
+    whole = [distributed.global_batch(rows, cut)]
+    refused("alone", lambda: fit(params(0), [rows]))
+    refused("seeds", lambda: fit(params(n), whole))
+    refused("valid", lambda: fit(params(0), whole, valid=[rows]))
+    def stuck(state, row):
+        if n and row["step"] == 3:
+            time.sleep(60)
+    fit(params(0), whole, hooks=[stuck])
+"""
+
+
+def test_what_fit_refuses_of_two_processes_and_one_that_is_stuck():
+    ended = Launched(FITS).ended()
+    for n, (status, out, said) in ended.items():
+        assert status == 1, said
+        for words in (
+            "alone: ValueError: batches: expected an array of all 2 processes",
+            "seeds: ValueError: state: expected the same numbers on all processes",
+            "valid: ValueError: valid: expected an array of all 2 processes",
+        ):
+            assert words in out, out + said
+        assert f"lstm_jax: process {n}: step 4: waited" in said, said
+        assert "for process 1 (" in said, said
+
+
+EXAMPLE = """
+    import functools, jax, os, runpy, signal, sys
+    from lstm_jax import training
+    def told(state, row):
+        if {told} and jax.process_index() == 1 and row["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+    training.fit = functools.partial(training.fit, hooks=[told])
+    sys.argv = ["distributed", *{args!r}]
+    runpy.run_path("examples/distributed.py", run_name="__main__")
+"""
+SHORT = "--steps 24 --evaluate-every 8 --batch-size 16 --hidden-size 8 --out".split()
+
+
+def example(out, *args, told=False, **launch):
+    program = EXAMPLE.format(args=[*SHORT, str(out), *args], told=told)
+    return Launched(program, **launch)
+
+
+def losses(out):
+    with open(out / "metrics.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    return [float(row[name]) for row in rows for name in ("loss", "valid_loss")]
+
+
+def files(out):
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+
+
+def test_the_example_is_the_same_on_any_devices_and_goes_on_on_others(tmp_path):
+    one, four, two, stopped = (tmp_path / name for name in ("1", "4", "2x2", "stop"))
+    alone = [
+        example(one, count=1, devices=1),
+        example(four, count=1, devices=4),
+    ]
+    for each in alone:
+        ended = each.ended()[0]
+        assert ended[0] == 0, ended
+    for n, (status, out, said) in example(two).ended().items():
+        assert status == 0, said
+        assert "Warning" not in said, said
+        assert ("held-out error" in out) == (n == 0)
+    assert len(losses(one)) == 6
+    for other in (four, two):
+        np.testing.assert_allclose(losses(other), losses(one), rtol=1e-6)
+    assert [name for name in files(two) if "arrays" not in name] == [
+        name for name in files(one) if "arrays" not in name
+    ]
+
+    # Told to one process alone, all stop at one step, and all is saved.
+    ended = example(stopped, told=True).ended()
+    assert "interrupted after 13 steps" in ended[0][1], ended
+    assert [ended[n][0] for n in (0, 1)] == [143, 143], ended
+    for _, out, said in [example(stopped, "--resume", count=1, devices=2).ended()[0]]:
+        assert "done after 24 steps" in out, said
+    np.testing.assert_allclose(losses(stopped), losses(one), rtol=1e-5)

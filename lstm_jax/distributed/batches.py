@@ -121,6 +121,22 @@ def global_batch(batch: PyTree, sharding: Any, *, check: bool = True) -> PyTree:
     return structure.unflatten([leaf.made() for leaf in leaves])
 
 
+def check_global(name: str, batch: PyTree) -> None:
+    """Refuses what is of this process alone where there are several.
+
+    Each would train by itself, and no one would be told.
+    """
+    if jax.process_count() == 1:
+        return
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        if np.ndim(leaf) and getattr(leaf, "is_fully_addressable", True):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)}: expected an array of all "
+                f"{jax.process_count()} processes, got one of this process alone. "
+                "lstm_jax.distributed.global_batch(batch, sharding) makes them."
+            )
+
+
 class _Cuts(NamedTuple):
     """How an array is cut.
 

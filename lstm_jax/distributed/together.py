@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import itertools
 import json
 import time
@@ -15,10 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import distributed  # no public name
+from jax.experimental import multihost_utils
 
 from lstm_jax.distributed import watching
 
+# Steps of training that may be on their way in a process before it reads the first.
+AHEAD = 2
 _EVER = 2**31 - 1  # Milliseconds.
 _GRACE = 2.0  # Seconds in which process 0 tells the others who did not come.
 # Threads may agree on different things at once, so each kind of thing is counted.
@@ -76,6 +81,49 @@ def led(kind: str, function: Callable[[], Any]) -> Any:
 def first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
+
+
+def whole(leaf: Any) -> Any:
+    """An array of which this process may have a part, whole: all processes call it."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return leaf
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def sent(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """The arrays of process 0, bit for bit; others say by theirs shapes and dtypes."""
+    flat = [np.ascontiguousarray(one).reshape(-1).view(np.uint8) for one in arrays]
+    received = multihost_utils.broadcast_one_to_all(flat)
+    return [
+        np.array(one).view(like.dtype).reshape(like.shape)
+        for one, like in zip(received, arrays, strict=True)
+    ]
+
+
+class Stop:
+    """A step at which all processes stop, once one of them is told to.
+
+    They are a few steps apart at most, since each reads what every third step before
+    the one that it takes has come to, for which all are needed.
+    """
+
+    def __init__(self) -> None:
+        """One for each run; all processes make theirs in the same order."""
+        self._key = f"lstm_jax/stop/{next(_rounds['stop'])}"
+        self._at: tuple[int, int] | None = None
+
+    def due(self, step: int, signal: int | None) -> int | None:
+        """The signal that ends the run at this step; None where it goes on."""
+        client: Any = distributed.global_state.client
+        if self._at is None and signal is not None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was first.
+                client.key_value_set(self._key, json.dumps([step + 2 * AHEAD, signal]))
+        if self._at is None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # There is none.
+                self._at = json.loads(client.key_value_try_get(self._key))
+        return self._at[1] if self._at is not None and step >= self._at[0] else None
 
 
 def _awaited(client: Any, what: str, keys: dict[int, str], grace: float) -> list[str]:

@@ -2,7 +2,7 @@
 
 A collective waits for ever for a process that has stopped, failed or lost its way. JAX
 notices the first after its heartbeat's limit, from C++ and without a name, and the
-others never. So each process says twice a second or so, on the line on which it met
+others never. So each process says every second, on the line on which it met
 process 0, that it lives and at which step it is; process 0 judges, and tells all.
 """
 
@@ -17,6 +17,8 @@ import threading
 import time
 from typing import Any
 
+import jax
+
 from lstm_jax.distributed.meeting import Line, Met
 
 
@@ -27,17 +29,20 @@ class Self:
         step: of training, where it is in one; None elsewhere.
         ended: whether the program has come to its end.
         failed: the error that ended it.
+        done: how much else was done, which takes as long as steps do.
         limit: seconds that a step, or an exchange, may take; None for no limit.
     """
 
     limit: float | None = 600.0
     step: int | None = None
+    done: int = 0
     ended: bool = False
     failed: str | None = None
 
     def beat(self) -> dict[str, Any]:
         """What it says of itself."""
-        return {"step": self.step, "ended": self.ended, "failed": self.failed}
+        names = ("step", "done", "ended", "failed")
+        return {name: getattr(self, name) for name in names}
 
 
 own = Self()
@@ -52,6 +57,18 @@ def name(index: int) -> str:
 def at_step(step: int | None) -> None:
     """Notes the step that this process is about to take; None outside of training."""
     own.step = step
+
+
+def going_on() -> None:
+    """Notes that this process does something within a step, such as an evaluation."""
+    own.done += 1
+
+
+def leave() -> None:
+    """Waits for the other processes, for a program that ends in a way of its own."""
+    if jax.distributed.is_initialized():
+        own.step, own.ended = None, True
+        jax.distributed.shutdown()
 
 
 class Watch(threading.Thread):
@@ -78,7 +95,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Judges at each beat, on process 0 all others, elsewhere process 0."""
-        pause, due = min(self._limit / 5, 5.0), 0.0
+        pause, due = min(self._limit / 5, 1.0), 0.0
         while True:
             if time.monotonic() >= due:
                 self.tell(own.beat())
@@ -136,7 +153,9 @@ class Watch(threading.Thread):
     def _stuck(self, now: float) -> str | None:
         """Whether processes wait for one that does not come; only process 0 knows."""
         steps = [beat["step"] for beat in self._beats.values()]
-        stand = [(beat["step"], beat["ended"]) for beat in self._beats.values()]
+        stand = [
+            (beat["step"], beat["done"], beat["ended"]) for beat in self._beats.values()
+        ]
         if stand != self._stand:
             self._stand, self._moved = stand, now
         top = max((step for step in steps if step is not None), default=None)

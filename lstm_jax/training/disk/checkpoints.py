@@ -13,8 +13,10 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from lstm_jax.checks import options
+from lstm_jax.distributed import together
 from lstm_jax.training.disk import aside, sealed, weights
 from lstm_jax.types import PyTree
 
@@ -45,9 +47,12 @@ class Checkpoints:
     that may be of use is deleted: what is damaged, was half written or belongs to a
     branch that training turned away from goes to the folder ``aside``, with a warning.
 
-    For one process; it may have any number of devices, and another number when it
-    restores. Leave with :meth:`close`, or by ``with``: what the writer raises last is
-    raised there, and a program that ends without loses what is not written yet.
+    Any number of devices and processes may save, and another number restore. Where
+    there are several processes, all of them make the same calls; the first one writes
+    and reads, and needs the folder alone.
+
+    Leave with :meth:`close`, or by ``with``: what the writer raises last is raised
+    there, and a program that ends without loses what is not written yet.
 
     Args:
         folder: the folder, made when the first checkpoint is saved.
@@ -93,6 +98,10 @@ class Checkpoints:
             >>> training.Checkpoints("a-new-run").steps()
             ()
         """
+        return tuple(together.led("checkpoints", lambda: [*self.steps_here()]))
+
+    def steps_here(self) -> tuple[int, ...]:
+        """The same as this process sees it, whoever else calls it."""
         if not self._folder.is_dir():
             return ()
         matches = (_STEP.fullmatch(name) for name in os.listdir(self._folder))
@@ -128,7 +137,7 @@ class Checkpoints:
                 record is none of JSON's.
             ValueError: if a leaf has a dtype that :func:`save_weights` has not, or
                 ``best`` is later than ``step``.
-            NotImplementedError: if there are several processes.
+            TimeoutError: if a process does not save; it says which.
 
         Example:
             >>> import pathlib, tempfile, numpy as np
@@ -145,9 +154,11 @@ class Checkpoints:
             raise TypeError(f"record: expected a dict, got {type(record).__name__}.")
         text = sealed.written_record(record)
         self.wait()
-        _check_alone()
+        together.judged("checkpoint", step, _check_alike)
         arrays = sealed.copied(state)
-        said, there = self._tidy(), self.steps()
+        if not together.first():
+            return
+        said, there = self._tidy(), self.steps_here()
         later = [other for other in there if other >= step]
         if later:
             said.append(
@@ -214,10 +225,33 @@ class Checkpoints:
             [1.0, 1.0, 1.0]
         """
         self.wait()
-        _check_alone()
-        expected, structure = weights.named("like", like), jax.tree.structure(like)
-        _warn(self._tidy())
-        there = self.steps()
+        expected = weights.named("like", like)
+        found: list[dict[str, np.ndarray]] = []
+        said: list[str] = []
+
+        def read():
+            number, arrays, record = self._read(expected, step, said)
+            found.append(arrays)
+            return number, record
+
+        try:
+            number, record = together.led("checkpoints", read)
+        finally:
+            _warn(said)
+        arrays = found[0] if found else _empty(expected)
+        if jax.process_count() > 1:
+            sent = together.sent([*arrays.values()])
+            arrays = dict(zip(arrays, sent, strict=True))
+        leaves = sealed.placed(str(self._path(number)), arrays, expected)
+        state = jax.tree.structure(like).unflatten(leaves)
+        return Restored(number, state, sealed.read_record(record))
+
+    def _read(
+        self, expected: dict[str, Any], step: int | None, said: list[str]
+    ) -> tuple[int, dict[str, np.ndarray], str]:
+        """The step that is good, its arrays and record; and what is to be said."""
+        said += self._tidy()
+        there = self.steps_here()
         asked = there if step is None else (_checked_step("step", step),)
         if not set(asked) & set(there):
             which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -227,12 +261,12 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for number in reversed(asked):
             try:
-                leaves, record = sealed.read(self._path(number), expected)
+                arrays, record = sealed.read(self._path(number), expected)
             except sealed.Damaged as error:
                 damaged[number] = f"step {number}: {error}"
                 continue
-            _warn([self._put_aside(other, why) for other, why in damaged.items()])
-            return Restored(number, structure.unflatten(leaves), record)
+            said += [self._put_aside(other, why) for other, why in damaged.items()]
+            return number, arrays, record
         raise ValueError(
             f"{self._folder}: expected a checkpoint as it was written, got damaged "
             f"ones only: {'; '.join(damaged.values())}. Nothing was moved or deleted."
@@ -285,7 +319,7 @@ class Checkpoints:
             try:
                 sealed.fill(partial, step, arrays, record, best)
                 # The latest first, so that at any time the newest is of one branch.
-                for other in reversed(self.steps()):
+                for other in reversed(self.steps_here()):
                     if other >= step:
                         aside.move(self._path(other))
                 os.rename(partial, self._path(step))
@@ -297,7 +331,7 @@ class Checkpoints:
 
     def _delete_old(self) -> None:
         """Deletes what is neither one of the newest nor the best of one of these."""
-        there = self.steps()
+        there = self.steps_here()
         kept = set(there[-self._keep :])
         try:
             kept |= {sealed.manifest(self._path(step))["best"] for step in tuple(kept)}
@@ -337,12 +371,18 @@ def _checked_step(name: str, step: Any) -> int:
     return number
 
 
-def _check_alone() -> None:
-    if jax.process_count() > 1:
-        raise NotImplementedError(
-            "Checkpoints: expected one process, got one of "
-            f"{jax.process_count()} that jax.distributed has joined."
+def _check_alike(steps: list[int]) -> None:
+    if len({*steps}) > 1:
+        raise ValueError(
+            f"step: expected one on all processes, got {_listed(steps)} of process 0 "
+            "and those after it."
         )
+
+
+def _empty(like: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays of the shapes that are expected, where another process reads."""
+    specs = {name: weights.spec_of(name, leaf) for name, leaf in like.items()}
+    return {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
 
 
 def _warn(said: list[str]) -> None:

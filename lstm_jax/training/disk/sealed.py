@@ -39,7 +39,8 @@ def copied(state: PyTree) -> dict[str, np.ndarray]:
     leaves = weights.named("state", state)
     for leaf in leaves.values():
         # All transfers from a device begin before the first one is waited for.
-        if isinstance(leaf, jax.Array) and not weights.is_key(leaf):
+        here = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+        if here and not weights.is_key(leaf):
             leaf.copy_to_host_async()
     return {name: weights.stored(f"state{name}", leaf) for name, leaf in leaves.items()}
 
@@ -109,8 +110,10 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def read(folder: pathlib.Path, like: dict[str, Any]) -> tuple[list[Any], Any]:
-    """The leaves of a checkpoint, as those of ``like`` are, and its record.
+def read(
+    folder: pathlib.Path, like: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a checkpoint by the names of ``like``, and its record as JSON.
 
     Raises:
         Damaged: if a file or a leaf is not what was written.
@@ -127,11 +130,20 @@ def read(folder: pathlib.Path, like: dict[str, Any]) -> tuple[list[Any], Any]:
         written = array.dtype.name, list(array.shape), _digest(array)
         if written != (leaf["dtype"], leaf["shape"], leaf["sha256"]):
             raise Damaged(f"leaf {name} is not what was saved")
-    record = json.loads(_bytes(folder, _RECORD), object_hook=_decoded)
+    return {name: arrays[name] for name in like}, _bytes(folder, _RECORD).decode()
+
+
+def placed(where: str, arrays: dict[str, np.ndarray], like: dict[str, Any]) -> list:
+    """Arrays that were read, as the leaves of ``like`` are."""
     return [
-        weights.restored(f"{folder}: {name}", arrays[name], leaf, _device(leaf))
+        weights.restored(f"{where}: {name}", arrays[name], leaf, _device(leaf))
         for name, leaf in like.items()
-    ], record
+    ]
+
+
+def read_record(text: str) -> Any:
+    """A record from what :func:`written_record` made of it."""
+    return json.loads(text, object_hook=_decoded)
 
 
 def written_record(record: Any) -> str:
@@ -176,7 +188,10 @@ def _checkpointer() -> Any:
     # Loaded when it is first needed: it takes longer than all else here.
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_zarr3=True))
+    # Of several processes the first alone writes and reads.
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _numbered(leaves: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lstm_jax.checks import border
+from lstm_jax.distributed import together
 from lstm_jax.replacing import replacing
 from lstm_jax.types import PyTree
 
@@ -27,7 +28,8 @@ def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
     Any pytree will do: parameters, or a whole :class:`TrainState`, so that training can
     go on from the file. Besides arrays of JAX and NumPy, and tensors of PyTorch on the
     CPU, its leaves may be Python's numbers, kept in 64 bits, and random keys, kept as
-    the integers they are made of, under a name that tells their kind.
+    the integers they are made of, under a name that tells their kind. Where there are
+    several processes, all of them call it, and the first writes.
 
     Args:
         path: the file; one that is there is replaced in one move.
@@ -56,11 +58,13 @@ def save_weights(path: str | os.PathLike[str], params: PyTree) -> None:
         from safetensors.numpy import save_file
     except ImportError as error:
         raise ImportError(f"save_weights {_INSTALL}") from error
-    _check_place(path)
+    if together.first():
+        _check_place(path)
     leaves = named("params", params)
     arrays = {name: stored(f"params{name}", leaf) for name, leaf in leaves.items()}
-    with replacing(path) as partial:
-        save_file(arrays, partial)
+    if together.first():
+        with replacing(path) as partial:
+            save_file(arrays, partial)
 
 
 def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -178,7 +182,7 @@ def stored(where: str, leaf: Any) -> np.ndarray:
         leaf = jax.random.key_data(leaf)
     elif not isinstance(leaf, jax.Array):
         leaf = border.read(where, leaf)
-    array = border.give(leaf)
+    array = border.give(together.whole(leaf))
     if array.dtype.name not in _DTYPES:
         raise ValueError(
             f"{where}: expected a dtype that the file format has, "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import time
 import warnings
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import border, options
+from lstm_jax.distributed import together
 from lstm_jax.training.disk import aside, sealed
 from lstm_jax.training.disk.checkpoints import Checkpoints
 from lstm_jax.training.runs import log, peak, resuming
@@ -113,6 +116,7 @@ class Beginning:
         )
         # The caller's arrays outlive the steps, which use the buffers of their own.
         self.state = jax.tree.map(own, border.take_leaves("state", state))
+        _check_alike(self.state)
         self._checkpoints = None
         if self.out is not None:
             self._checkpoints = Checkpoints(self.out / "checkpoints", keep=self.keep)
@@ -129,21 +133,7 @@ class Beginning:
 
     def _restore(self, resume: bool | str) -> dict[str, Any] | None:
         """Reads the newest checkpoint, and returns its record; None for a new run."""
-        there = self._checkpoints.steps() if self._checkpoints else ()
-        out = None if self.out is None else str(self.out)
-        if resume is True and not there:
-            raise FileNotFoundError(
-                f"resume: expected a run to go on with in out={out!r}, got none. Is "
-                "this the folder that it was given? resume='auto' begins one where "
-                "there is none."
-            )
-        if self.out is not None and not (there and resume):
-            if there or log.has_rows(self.out / "metrics.csv"):
-                hint = "resume=True goes on with it." if there else ""
-                raise FileExistsError(
-                    f"out: expected a new folder, got {self.out}, which holds "
-                    f"{'a run' if there else 'the metrics.csv of one'}. {hint}".rstrip()
-                )
+        there = together.led("run", lambda: self._found(resume))
         if not there or self._checkpoints is None:
             return None
         state, record = self._restored(self._checkpoints)
@@ -158,6 +148,25 @@ class Beginning:
             self._restore_best(self.standing.best_step)
         return record
 
+    def _found(self, resume: bool | str) -> bool:
+        """Whether there is a run to go on with, as ``resume`` would have it."""
+        there = bool(self.out and Checkpoints(self.out / "checkpoints").steps_here())
+        out = None if self.out is None else str(self.out)
+        if resume is True and not there:
+            raise FileNotFoundError(
+                f"resume: expected a run to go on with in out={out!r}, got none. Is "
+                "this the folder that it was given? resume='auto' begins one where "
+                "there is none."
+            )
+        if self.out is not None and not (there and resume):
+            if there or log.has_rows(self.out / "metrics.csv"):
+                hint = "resume=True goes on with it." if there else ""
+                raise FileExistsError(
+                    f"out: expected a new folder, got {self.out}, which holds "
+                    f"{'a run' if there else 'the metrics.csv of one'}. {hint}".rstrip()
+                )
+        return there
+
     def _restored(self, checkpoints: Checkpoints) -> tuple[Any, dict[str, Any]]:
         """The newest state and its record."""
         try:
@@ -165,7 +174,9 @@ class Beginning:
         except ValueError:
             # A setting that was changed says more than leaves that it made differ.
             for step in reversed(checkpoints.steps()):
-                was = resuming.settings_of(self.out, step)
+                was = together.led(
+                    "run", functools.partial(resuming.settings_of, self.out, step)
+                )
                 if was is not None:
                     now = json.loads(
                         sealed.written_record(resuming.plain(self.settings))
@@ -198,12 +209,13 @@ class Beginning:
         self._sums = Sums(self._record["sums"])
         self._window_tokens = self._sums.tokens
         self._pending: deque = deque()
+        writes = together.first()
         self._log = Log(
-            self.out,
+            self.out if writes else None,
             self._record["columns"],
             total=self.schedule.steps,
-            show=self.show,
-            tensorboard=self.tensorboard,
+            show=self.show and writes,
+            tensorboard=self.tensorboard and writes,
             position=None if record is None else record["position"],
         )
         self.rows = self._log.rows
@@ -243,16 +255,22 @@ class Beginning:
         del plans["evaluates"]
         return plans
 
-    def _claimed(self, resume: bool | str) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _claimed(self, resume: bool | str) -> Iterator[None]:
         """The folder of the run, for this one alone."""
+        with contextlib.ExitStack() as stack:
+            together.led("run", lambda: self._claim(resume, stack))
+            yield
+
+    def _claim(self, resume: bool | str, stack: contextlib.ExitStack) -> None:
         if self.out is None or (resume is True and not self.out.exists()):
-            return contextlib.nullcontext()
+            return
         if self.out.exists() and not self.out.is_dir():
             raise NotADirectoryError(
                 f"out: expected a folder, got the file {self.out}."
             )
         self.out.mkdir(parents=True, exist_ok=True)
-        return aside.alone(self.out)
+        stack.enter_context(aside.alone(self.out))
 
     def _check_continues(self) -> None:
         if jax.tree.leaves(self.state.carry) and not self._feed.continues:
@@ -306,3 +324,21 @@ class Beginning:
     def _of(self, state: TrainState) -> PyTree:
         """The parameters that are evaluated."""
         return state.params if self.plan.ema_decay is None else state.ema
+
+
+def _check_alike(state: TrainState) -> None:
+    """Checks that processes begin with the same numbers, where each has them all."""
+    if jax.process_count() == 1:
+        return
+    here = [leaf for leaf in jax.tree.leaves(state) if leaf.is_fully_addressable]
+
+    def compare(digests):
+        wrong = [str(n) for n, one in enumerate(digests) if one != digests[0]]
+        if wrong:
+            raise ValueError(
+                "state: expected the same numbers on all processes, got others on "
+                f"process {', '.join(wrong[:20])} than on process 0. Is each one's key "
+                "made of the same seed?"
+            )
+
+    together.judged("state", resuming.digest(here), compare)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import border
+from lstm_jax.distributed import batches as rows
+from lstm_jax.distributed import together, watching
 from lstm_jax.training.losses.weighted import Weighted
 from lstm_jax.training.runs import modules
 from lstm_jax.training.runs.feed import Feed, is_iterator
@@ -106,6 +108,8 @@ class Evaluator:
         while not feed.at_end:
             if stop():
                 return None
+            rows.check_global(self.name, feed.ahead)
+            watching.going_on()
             batch = border.take_leaves(self.name, feed.ahead)
             if carry is None or not feed.continues:
                 carry = self._start(params, batch)
@@ -218,7 +222,8 @@ def predict(
     run = jax.jit(model.lift(function))
     placed: dict[int, PyTree] = {}
     for batch in batches:
-        outputs = jax.device_get(run(model.params, border.take_leaves("batch", batch)))
+        outputs = run(model.params, border.take_leaves("batch", batch))
+        outputs = jax.device_get(jax.tree.map(together.whole, outputs))
         rows = _rows_of(outputs)
         sizes = None if lengths is None else _per_row("lengths", lengths(batch), rows)
         places = range(len(placed), len(placed) + rows)

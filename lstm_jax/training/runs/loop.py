@@ -47,7 +47,8 @@ class Result(NamedTuple):
         best_step: its step.
         best_value: its figure.
         weights: what ``best`` and evaluations are of: "params", or "ema".
-        history: the rows of metrics.csv as dicts, those before a resume included.
+        history: the rows of metrics.csv as dicts, those before a resume included; of
+            several processes the first has these.
         signal: the number of the signal that came during the run; None if none did.
 
     Example:
@@ -120,6 +121,12 @@ def fit(
     saved, the result says "interrupted", and the program ends with 130 or 143 when it
     comes to its end, unless the run has gone on to its own end by then. The second acts
     as it would without this function.
+
+    Where there are several processes, each runs the same program, with batches that
+    :func:`lstm_jax.distributed.global_batch` makes. The first process writes what is
+    written, and a folder that it alone sees is enough. All evaluate and call hooks, and
+    all save and stop at the same step, a few after that of the signal. Where one fails,
+    nothing more is saved: the newest checkpoint is there to go on from.
 
     Args:
         loss_fn: as for :func:`make_train_step`. Its metrics are a pytree of scalars and

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import border
+from lstm_jax.distributed import together
 
 _ABSENT = object()
 # More letters of a value than these are not shown.
@@ -121,7 +122,7 @@ def digest(batch: Any) -> str:
             leaf.dtype, jax.dtypes.prng_key
         ):
             leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
+        array = np.asarray(together.whole(leaf))
         sha.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()

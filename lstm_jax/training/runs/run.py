@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.checks import border
+from lstm_jax.distributed import batches as rows
+from lstm_jax.distributed import together, watching
 from lstm_jax.training.runs.beginning import Beginning
 from lstm_jax.training.runs.monitor import Standing
 from lstm_jax.training.runs.signals import Interruption
@@ -17,7 +19,8 @@ from lstm_jax.training.runs.sums import Sums
 from lstm_jax.training.steps.state import Cursor, TrainState, start_of
 from lstm_jax.training.steps.step import compiled
 
-# Steps that may be on their way before the oldest one's report is read.
+# Steps that may be on their way before the oldest one's report is read; fewer where
+# several processes have to stop at one step.
 _AHEAD = 8
 _DONE, _EARLY, _INTERRUPTED = "done", "stopped early", "interrupted"
 
@@ -58,8 +61,14 @@ class Run(Beginning):
         self.schedule = self.schedule.checked()
         self._interruption = interruption
         self._step_fn = compiled(self.plan)
-        with self._claimed(resume):
-            return self._run(state, resume)
+        self._several = jax.process_count() > 1
+        self._ahead = together.AHEAD if self._several else _AHEAD
+        self._stop = together.Stop()
+        try:
+            with self._claimed(resume):
+                return self._run(state, resume)
+        finally:
+            watching.at_step(None)
 
     def _run(self, state: TrainState, resume: bool | str) -> str:
         self._prepare(state)
@@ -100,6 +109,10 @@ class Run(Beginning):
                 return _EARLY
             if self._is_last():
                 return _DONE
+        if self._several:
+            number = self._stop.due(self._step, self._interruption.number)
+            self._interruption.number = number or self._interruption.number
+            return None if number is None else _INTERRUPTED
         return None if self._interruption.number is None else _INTERRUPTED
 
     def _is_last(self) -> bool:
@@ -114,6 +127,8 @@ class Run(Beginning):
         elif not self._feed.continues and self._feed.index:
             self._start_anew()
         where = self._step + 1, self._feed.epoch, self._feed.index
+        watching.at_step(where[0])
+        rows.check_global("batches", self._feed.ahead)
         batch = border.take_leaves("batches", self._feed.ahead)
         self.state, report = self._step_fn(self.state, batch)
         self._pending.append((where, report))
@@ -127,7 +142,7 @@ class Run(Beginning):
         if self._timed_from is None:
             self._drain()  # What was compiled is not timed.
             self._start_clock()
-        elif len(self._pending) > _AHEAD:
+        elif len(self._pending) > self._ahead:
             self._read(*self._pending.popleft())
         self._log.step(self._step)
 
@@ -200,9 +215,7 @@ class Run(Beginning):
         speed = self._speed()
         figures = None
         if evaluates:
-            stop = lambda: self._interruption.number is not None
-            assert self._evaluator is not None
-            figures = self._evaluator(self._of(self.state), stop)
+            figures = self._evaluated()
             if figures is None:  # Interrupted: a resume evaluates first.
                 return None
         row, standing = self._row(figures, speed)
@@ -214,6 +227,16 @@ class Run(Beginning):
         self._log.show(row)
         self._start_clock()
         return row
+
+    def _evaluated(self) -> dict[str, float] | None:
+        """The figures of an evaluation; None where it was interrupted."""
+        assert self._evaluator is not None
+        params, interruption = self._of(self.state), self._interruption
+        if not self._several:
+            return self._evaluator(params, lambda: interruption.number is not None)
+        # Of process 0 on all: what is decided by them is then decided alike.
+        figures = self._evaluator(params)
+        return together.led("evaluation", lambda: figures)
 
     def _row(self, figures: dict | None, speed: dict[str, Any]) -> tuple[dict, Any]:
         """A row, and how the monitored figure stands after it."""
@@ -330,7 +353,12 @@ class Run(Beginning):
         self._log.say(f"{reason} after {self._step} steps")
 
     def _rescue(self, error: Exception) -> None:
-        """Saves what there is; an error on the way there is added to the first one."""
+        """Saves what there is; an error on the way there is added to the first one.
+
+        Not where there are other processes, which do not come to save.
+        """
+        if self._several:
+            return
         try:
             self._save(even_skipped=True)
             if self._checkpoints is not None:

@@ -11,6 +11,8 @@ import signal
 import threading
 from typing import Any
 
+from lstm_jax.distributed import watching
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -73,6 +75,7 @@ def _end() -> None:
     """Status 0 means finished, to shells, job queues and Kubernetes."""
     if not _interrupted:
         return
+    watching.leave()
     # Nothing else runs after this, so that what is still to be written is written here.
     for file in gc.get_objects():
         if isinstance(file, io.IOBase) and not file.closed:
