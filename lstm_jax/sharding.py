@@ -62,10 +62,10 @@ class Layout:
         >>> layout = lj.sharding.Layout(mesh, data="data", model="model")
         >>> model = lj.LSTM(3, 5, num_layers=2)
         >>> specs = layout.params(model)
-        >>> specs[0].forward.kernel, specs[0].forward.bias
-        (PartitionSpec('model',), PartitionSpec())
-        >>> layout.inputs(), layout.state(model)[0].forward.c
-        (PartitionSpec('data',), PartitionSpec('data', 'model'))
+        >>> tuple(specs[0].forward.kernel), tuple(specs[0].forward.bias)
+        (('model',), ())
+        >>> tuple(layout.inputs()), tuple(layout.state(model)[0].forward.c)
+        (('data',), ('data', 'model'))
         >>> put = lambda spec: NamedSharding(mesh, spec)
         >>> params = model.init(jax.random.key(0))
         >>> params = jax.device_put(params, jax.tree.map(put, specs))

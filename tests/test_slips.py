@@ -12,14 +12,15 @@ import optax
 import pytest
 
 import lstm_jax as lj
-from lstm_jax import convert, data, decoding, training
+from lstm_jax import convert, data, decoding, distributed, training
 from lstm_jax.checks import names
 
 MODEL = lj.LSTM(3, 5)
 PARAMS = MODEL.init(jax.random.key(0))
 XS = jnp.ones((2, 7, 3))
 MODULES = {
-    module.__name__: module for module in (lj, convert, data, decoding, training)
+    module.__name__: module
+    for module in (lj, convert, data, decoding, distributed, training)
 }
 TABLE = [(owner, name) for owner, table in names._WORD.items() for name in table]
 
