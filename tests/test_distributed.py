@@ -276,7 +276,7 @@ BATCHES = """
         put({"xs": ones, "lengths": np.full(4, 7)}, cut)
     assert "got the same from all of them" in str(said[0].message)
     # One has a batch more than the other.
-    distributed.watching.own.limit = 1
+    distributed.watching.own.limit = 1 if n else 600
     refused("more", lambda: put(ones, cut)) if n else time.sleep(5)
     print("done")
 """
