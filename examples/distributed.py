@@ -59,7 +59,8 @@ class Model(NamedTuple):
     def loss(self, params, carry, batch, key):
         xs, lengths, sums = batch
         state, _ = self.lstm.apply(params["lstm"], xs, lengths=lengths)
-        answers = self.readout.apply(params["readout"], self.lstm.last(state))[:, 0]
+        answers = self.readout.apply(params["readout"], self.lstm.last(state))
+        answers = jnp.asarray(answers)[:, 0]
         there = lengths > 0  # Rows that fill batches have none.
         return training.squared_error(answers, sums, there, weighted=True), (carry, {})
 

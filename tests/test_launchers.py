@@ -1,6 +1,9 @@
 """Who started a process, read from variables set by hand; no process is started."""
 
+import pathlib
+
 import pytest
+import yaml
 
 from lstm_jax.distributed import joining
 from lstm_jax.distributed.launchers import first_node, recognised
@@ -178,3 +181,21 @@ def test_idle_devices_are_told_of():
     joining._warn_of_idle(4, 2, 2)
     with pytest.warns(UserWarning, match="4 GPUs are here, and the 1 processes"):
         joining._warn_of_idle(4, 1, 1)
+
+
+def test_the_manifest_of_the_documentation_says_what_is_recognised():
+    path = pathlib.Path(__file__).parents[1] / "docs/how-to/distributed.yaml"
+    parts = {part["kind"]: part for part in yaml.safe_load_all(path.read_text())}
+    service, job = parts["Service"], parts["Job"]["spec"]
+    pod, name = job["template"]["spec"], parts["Job"]["metadata"]["name"]
+    said = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+    launch = recognised(said | {"JOB_COMPLETION_INDEX": "1"})
+    assert (launch.index, launch.count) == (1, job["completions"])
+    assert job["completions"] == job["parallelism"]
+    assert job["completionMode"] == "Indexed"
+    assert launch.hosts == (f"{name}-0.{pod['subdomain']}",)
+    assert pod["subdomain"] == service["metadata"]["name"]
+    spec = service["spec"]
+    assert spec["clusterIP"] == "None" and spec["publishNotReadyAddresses"]
+    assert spec["selector"] == {"batch.kubernetes.io/job-name": name}
+    assert spec["ports"][0]["port"] == launch.port
