@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -408,6 +409,8 @@ def test_the_example_is_the_same_on_any_devices_and_goes_on_on_others(tmp_path):
     ended = example(stopped, told=True).ended()
     assert "interrupted after 13 steps" in ended[0][1], ended
     assert [ended[n][0] for n in (0, 1)] == [143, 143], ended
-    for _, out, said in [example(stopped, "--resume", count=1, devices=2).ended()[0]]:
-        assert "done after 24 steps" in out, said
-    np.testing.assert_allclose(losses(stopped), losses(one), rtol=1e-5)
+    again = shutil.copytree(stopped, tmp_path / "again")
+    for out, devices in ((stopped, {"count": 1}), (again, {"devices": 1})):
+        status, said, _ = example(out, "--resume", **devices).ended()[0]
+        assert status == 0 and "done after 24 steps" in said
+        np.testing.assert_allclose(losses(out), losses(one), rtol=1e-5)

@@ -110,8 +110,8 @@ def initialize_from_env(
     if launch.count > 1 and not jax.distributed.is_initialized():
         met = meeting.meet(launch, initialization_timeout)
         watching.own.limit = step_timeout
-        _initialize(launch, met, heartbeat_timeout, local_device_ids)
         watching.Watch(met, launch.index, heartbeat_timeout)
+        _initialize(launch, met, heartbeat_timeout, local_device_ids)
     joined = Joined(
         launch.launcher,
         jax.process_index(),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing.connection
 import os
-import select
 import socket
 import time
 from typing import Any
@@ -31,7 +31,7 @@ class Line:
         self.closed = False
 
     def fileno(self) -> int:
-        """What ``select`` asks for."""
+        """What is asked for by whoever waits for several."""
         return self._socket.fileno()
 
     def send(self, message: dict[str, Any]) -> None:
@@ -45,7 +45,9 @@ class Line:
         Raises:
             ValueError: if it is no JSON: something else is at the other end.
         """
-        if self.closed or not select.select([self._socket], [], [], max(wait, 0))[0]:
+        if self.closed or not multiprocessing.connection.wait(
+            [self._socket], max(wait, 0)
+        ):
             return []
         try:
             received = self._socket.recv(1 << 16)
@@ -129,7 +131,7 @@ class _Host:
                 self._drop_those_who_left()
                 if time.monotonic() > self._until:
                     raise TimeoutError(self._missing())
-                if select.select([door], [], [], _PAUSE)[0]:
+                if multiprocessing.connection.wait([door], _PAUSE):
                     with contextlib.suppress(OSError, ValueError):
                         self._greet(Line(door.accept()[0]))
         except TimeoutError as error:

@@ -92,6 +92,15 @@ def whole(leaf: Any) -> Any:
     return multihost_utils.process_allgather(leaf, tiled=True)
 
 
+def put(array: np.ndarray, device: Any) -> jax.Array:
+    """An array that all processes have, on a device or by a sharding, NaN and all."""
+    if isinstance(device, jax.sharding.PartitionSpec):
+        device = jax.sharding.NamedSharding(jax.sharding.get_mesh(), device)
+    if getattr(device, "is_fully_addressable", True):
+        return jax.device_put(array, device)
+    return jax.make_array_from_callback(array.shape, device, lambda at: array[at])
+
+
 def sent(arrays: list[np.ndarray]) -> list[np.ndarray]:
     """The arrays of process 0, bit for bit; others say by theirs shapes and dtypes."""
     flat = [np.ascontiguousarray(one).reshape(-1).view(np.uint8) for one in arrays]

@@ -11,10 +11,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import select
 import sys
 import threading
 import time
+from multiprocessing import connection
 from typing import Any
 
 import jax
@@ -121,7 +121,7 @@ class Watch(threading.Thread):
         open_ = {line: n for n, line in self._met.lines.items() if not line.closed}
         if not open_:
             time.sleep(wait)
-        for line in select.select([*open_], [], [], wait)[0]:
+        for line in connection.wait([*open_], wait):
             index = open_[line]
             for message in _said(line):
                 self._heard[index] = time.monotonic()

@@ -214,7 +214,7 @@ def restored(where: str, array: np.ndarray, leaf: Any, device: Any = None) -> An
     if device is None:
         own = border.take(where, array)
     else:
-        own = jax.device_put(border.give(array), device)
+        own = together.put(border.give(array), device)
     if not is_key(leaf):
         return own
     return jax.random.wrap_key_data(own, impl=_key_impl(leaf))
