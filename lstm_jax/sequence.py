@@ -267,8 +267,7 @@ def resolve_implementation(
     if key is not None:
         jax.eval_shape(perturb)
     dtype = compute_dtype(cell, xs.dtype)
-    runs = units.in_parts(runs[0])
-    able = choice.candidates(given.implementation, runs, dtype)
+    able = choice.candidates(given.implementation, units.in_parts(runs[0]), dtype)
     return choice.resolve(able, platform, where)
 
 

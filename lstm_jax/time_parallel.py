@@ -136,11 +136,11 @@ def parallel_scan(
     """
     _check_options(method, max_iterations, tolerance, damping)
     options.check_flag("reverse", reverse)
-    if meshes.units_here() is not None:
+    if (over := meshes.units_here()) is not None:
         raise ValueError(
             "layout: expected one without model in a call of parallel_scan, whose "
             "iterations need all units of a step, got hidden units over "
-            f"{meshes.units_here().axis!r}."
+            f"{over.axis!r}."
         )
     given = Options(lengths, mask, reset, reset_state, time_major=time_major)
     cell, params, xs, state, given = sequence.prepare(cell, params, xs, state, given)

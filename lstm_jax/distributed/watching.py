@@ -121,7 +121,8 @@ class Watch(threading.Thread):
         open_ = {line: n for n, line in self._met.lines.items() if not line.closed}
         if not open_:
             time.sleep(wait)
-        for line in connection.wait([*open_], wait):
+        ready: Any = connection.wait([*open_], wait)  # pyright: ignore  # has fileno
+        for line in ready:
             index = open_[line]
             for message in _said(line):
                 self._heard[index] = time.monotonic()
