@@ -37,6 +37,17 @@ LAYOUTS = {
     "all": ({"data": 2, "model": 2}, dict(data="data", fsdp="data", model="model")),
 }
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+# One model in every layout; of the others each kind of layout, and both kinds of axes.
+RUNS = [("stack", layout, kind) for layout in LAYOUTS for kind in KINDS]
+RUNS += [
+    (name, layout, kind)
+    for name, kinds in [
+        ("both_ways", ("auto", "explicit")),
+        ("projection", ("explicit", "auto")),
+        ("coupled", ("auto", "explicit")),
+    ]
+    for layout, kind in zip(("fsdp", "data_model"), kinds, strict=True)
+]
 
 
 def layout_of(name, kind="auto"):
@@ -112,9 +123,7 @@ def assert_equal_by_norm(actual, expected, exact):
         assert apart(ours, true) <= limit
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "layout", "kind"), RUNS)
 def test_numbers_do_not_depend_on_the_mesh(name, layout, kind):
     """Rows of very unequal size; every leaf, and parameters after a step."""
     out, grads, *_ = run(name, layout, kind)
@@ -137,19 +146,18 @@ def split(text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MODELS)
-def test_over_rows_gradients_meet_once_and_nothing_else(name, kind):
-    *_, forward, backward = run(name, "data", kind)
+def test_over_rows_gradients_meet_once_and_nothing_else(kind):
+    *_, forward, backward = run("stack", "data", kind)
     assert not programs.collectives(forward)
     inside, outside = split(backward)
     assert not inside and {one.name for one in outside} == {"all-reduce"}
-    sizes = [leaf.size for leaf in jax.tree.leaves(problem(name)[2][0])]
+    sizes = [leaf.size for leaf in jax.tree.leaves(problem("stack")[2][0])]
     assert sum(programs.sizes(outside)) == sum(sizes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", ["fsdp", "fsdp_alone"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "layout", "kind"), [one for one in RUNS if one[1].startswith("fsdp")]
+)
 def test_weights_are_gathered_once_and_in_no_loop(name, layout, kind):
     *_, forward, backward = run(name, layout, kind)
     params = problem(name)[2][0]
