@@ -159,7 +159,7 @@ class Layout:
 
     def _params_of_cell(self, cell: Any, name: str) -> PyTree:
         self._check_units(cell)
-        axes = tuple(axis for axis in (self.fsdp, self.model) if axis is not None)
+        axes = tuple(axis for axis in (self.model, self.fsdp) if axis is not None)
         parts = math.prod(self.mesh.shape[axis] for axis in axes)
 
         def of_leaf(path, leaf):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.aot import reading, table, targets
+from benchmarks.aot import exchanges, layouts, reading, table, targets
 from benchmarks.aot.programs import Program, cells
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -112,3 +112,74 @@ def test_without_the_compilers_the_command_says_what_to_do():
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert "make aot sets up .venv-aot" in ran.stderr
+
+
+OVER_CHIPS = """HloModule jit_f
+
+%scattered (p: f32[8,4]) -> f32[1,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  %whole = f32[8,4]{1,0} all-reduce(%p), to_apply=%add
+  ROOT %part = f32[1,4]{1,0} dynamic-slice(%whole, %p)
+}
+
+%begin (q: bf16[2,4]) -> bf16[16,4] {
+  %q = bf16[2,4]{1,0} parameter(0)
+  ROOT %gather.1 = bf16[16,4]{1,0} all-gather(%q), channel_id=4, frontend_attributes={chain_id="0"}
+}
+
+%continue (r: bf16[2,4]) -> bf16[16,4] {
+  %r = bf16[2,4]{1,0} parameter(0)
+  ROOT %gather.2 = bf16[16,4]{1,0} all-gather(%r), channel_id=4, frontend_attributes={chain_id="0"}
+}
+
+%body (s: (s32[], f32[3])) -> (s32[], f32[3]) {
+  %s = (s32[], f32[3]{0}) parameter(0)
+  %x = f32[3]{0} get-tuple-element(%s), index=1
+  %on = bf16[16,4]{1,0} fusion(%x), kind=kCustom, calls=%continue
+  %start = ((f32[3]{0}), (f32[24]{0})) all-gather-start(%x), dimensions={0}
+  %done = f32[24]{0} all-gather-done(%start)
+  ROOT %out = (s32[], f32[3]{0}) tuple(%x, %x)
+}
+
+%condition (t: (s32[], f32[3])) -> pred[] {
+  ROOT %true = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[8,4], b: bf16[2,4]) -> f32[1,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = bf16[2,4]{1,0} parameter(1)
+  %part.1 = f32[1,4]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3
+  %async-collective-start = (bf16[2,4]{1,0}, bf16[16,4]{1,0}, u32[]) fusion(%b), kind=kCustom, calls=%begin
+  %sums = (f32[8,4]{1,0}, bf16[2,4]{1,0}) all-reduce-start(%a, %b), to_apply=%add
+  %less = (f32[8,4]{1,0}, f32[1,4]{1,0}) reduce-scatter-start(%a), dimensions={0}
+  %moved = (f32[8,4]{1,0}, f32[8,4]{1,0}, u32[], u32[]) collective-permute-start(%a)
+  %loop = (s32[], f32[3]{0}) while(%a), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %end = f32[1,4]{1,0} add(%part.1, %part.1)
+}
+""".replace("%scattered", "%all-reduce-scatter.3")  # noqa: E501
+
+
+def test_exchanges_are_counted_once_whatever_they_are_part_of():
+    """Begun and ended, in a fusion, gone on with in a loop: numbers and bytes."""
+    assert exchanges.exchanged(OVER_CHIPS) == {
+        ("all-gather", False): (1, 64, 128),
+        ("all-gather", True): (5, 5 * 24, 5 * 96),
+        ("all-reduce", False): (1, 40, 144),
+        ("collective-permute", False): (1, 32, 128),
+        ("reduce-scatter", False): (2, 64, 256),
+    }
+
+
+COMMITTED = layouts.read(ROOT / "benchmarks/results/scaling.json")
+
+
+def test_compiled_layouts_exchange_what_the_formulas_say():
+    plan = [(one.target, one.chips, one.layout, one.mode) for one in COMMITTED]
+    assert plan == layouts.plan()
+    assert not [why for one in COMMITTED if (why := layouts.wrong(one))]
+    row = dataclasses.replace(COMMITTED[0], mode="gradient")
+    assert "exchanges {}, expected {'all-reduce': 67125248}" in layouts.wrong(row)
+
+
+def test_the_page_has_the_table_that_was_counted():
+    assert layouts.markdown(COMMITTED) in (ROOT / "docs/scaling.md").read_text()

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import lstm_jax as lj
+from benchmarks.aot import exchanges, layouts
 from lstm_jax import training
 from lstm_jax.sharding import Layout, use
 from tests import programs
@@ -146,13 +147,33 @@ def split(text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_over_rows_gradients_meet_once_and_nothing_else(kind):
-    *_, forward, backward = run("stack", "data", kind)
-    assert not programs.collectives(forward)
-    inside, outside = split(backward)
-    assert not inside and {one.name for one in outside} == {"all-reduce"}
-    sizes = [leaf.size for leaf in jax.tree.leaves(problem("stack")[2][0])]
-    assert sum(programs.sizes(outside)) == sum(sizes)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_exchanged_is_what_the_formulas_say(layout, kind):
+    """How many numbers of each kind, in loops and outside; nothing else."""
+    texts = dict(
+        zip(("forward", "gradient"), run("stack", layout, kind)[2:], strict=True)
+    )
+    sizes, axes = LAYOUTS[layout]
+    for mode, text in texts.items():
+        counted = {
+            name + " in loops" * in_loop: one.numbers
+            for (name, in_loop), one in exchanges.exchanged(text).items()
+        }
+        shape = layouts.Shape(B, T, I, H, layers=2)
+        options = dict(scatters=False, inputs=True)
+        assert counted == layouts.expected(axes, sizes, mode, shape, **options)
+
+
+def test_with_a_projection_a_step_sums_it():
+    """Twice for a gradient: once forward and once backward, ``[B, P]``."""
+    *_, forward, backward = run("projection", "data_model", "auto")
+    numbers = T * B // 2 * 8
+    for text, times in ((forward, 1), (backward, 2)):
+        found = exchanges.exchanged(text)
+        in_loops = {name: one for (name, inside), one in found.items() if inside}
+        assert {name: one.numbers for name, one in in_loops.items()} == {
+            "all-reduce": times * numbers
+        }
 
 
 @pytest.mark.parametrize(

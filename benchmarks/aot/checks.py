@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.aot import layouts
 from benchmarks.aot.programs import Program
 from benchmarks.aot.table import Row, measure
 
@@ -13,6 +14,13 @@ LIMITS = {
     ("h100", Program("lstm_jax", "LSTM", "gradient", "bfloat16", *_SHAPE)): 6,
     ("h100", Program("lstm_jax", "peephole", "gradient", "float32", *_SHAPE)): 7,
 }
+
+
+# Some of `python -m benchmarks.scaling --compiled`: they exchange what formulas say.
+OVER_CHIPS = (
+    ("v5e", 8, "data", "gradient"),
+    ("v5e", 8, "data, fsdp, model", "gradient"),
+)
 
 
 def wrong(row: Row, limit: float) -> str:
@@ -41,4 +49,9 @@ def run() -> int:
         figure = row.cycles if row.launches is None else row.launches
         name = f"{target} {program.cell} {program.mode} {program.dtype}"
         print(f"{name}: {why or f'{figure:,.2f} by step'} ({row.compile_s or 0:.0f} s)")
+    for one in OVER_CHIPS:
+        exchanges = layouts.measure(*one)
+        why = layouts.wrong(exchanges)
+        failures += bool(why)
+        print(*one, why or "as expected", f"({exchanges.compile_s:.0f} s)")
     return failures

@@ -69,15 +69,13 @@ class Figures:
 
 def figures(text: str) -> Figures:
     """Reads the text of a compiled program."""
-    computations, entry = _computations(text)
-    operations = list(_executed(computations, entry, 1, False))
+    every, entry = computations(text)
+    operations = list(_executed(every, entry, 1, False))
     loops = [one for one in operations if one.in_loop]
     count = lambda some: sum(one.times for one in some)
     launched = lambda some: count(one for one in some if one.kind not in _FREE)
     met = lambda some: count(one for one in some if one.kind.startswith(_COLLECTIVES))
-    updated = [
-        line for name in computations for line in [_in_place(computations, name)]
-    ]
+    updated = [line for name in every for line in [_in_place(every, name)]]
     return Figures(
         cycles=sum(one.cycles * one.times for one in operations),
         cycles_in_loops=sum(one.cycles * one.times for one in loops),
@@ -91,11 +89,11 @@ def figures(text: str) -> Figures:
 
 def operations(text: str) -> list[Operation]:
     """Every operation that a run of the program executes, but for those in fusions."""
-    return list(_executed(*_computations(text), 1, False))
+    return list(_executed(*computations(text), 1, False))
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of that which is run."""
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation by its name, and the name of that which is run."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():

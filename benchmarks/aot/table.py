@@ -81,7 +81,7 @@ def measure(target: str, chips: int, program: Program) -> Row:
     """Compiles one program and reads its figures."""
     start = time.perf_counter()
     try:
-        result = compiled(program, devices(target)[:chips])
+        result = compiled(program, devices(target, chips))
     except Exception as error:  # whatever a compiler raises goes into the table
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         return Row(target, chips, program, error=text[:200])

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 _ENVIRONMENT = {
@@ -91,12 +91,12 @@ def _tpu(topology: str) -> Sequence[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
-def _h100() -> Sequence[Any]:
+def _h100(topology: str) -> Sequence[Any]:
     xla_client: Any = importlib.import_module("jaxlib.xla_client")
-    topology = xla_client.make_c_api_device_topology(
-        _cuda_plugin(), "1x1x1", target_config=_description(), topology="1x1x1"
+    described = xla_client.make_c_api_device_topology(
+        _cuda_plugin(), topology, target_config=_description(), topology=topology
     )
-    return topology._make_compile_only_devices()
+    return described._make_compile_only_devices()
 
 
 def _description() -> str:
@@ -110,15 +110,19 @@ def _description() -> str:
     )
 
 
-TARGETS: dict[str, Callable[[], Sequence[Any]]] = {
-    "v5e": lambda: _tpu("v5e:2x2"),
-    "v6e": lambda: _tpu("v6e:2x2"),
-    "v5p": lambda: _tpu("v5p:2x2x1"),
-    "h100": _h100,
+# For each target the topologies there are, by their number of chips.
+TARGETS: dict[str, dict[int, str]] = {
+    "v5e": {4: "v5e:2x2", 8: "v5e:2x4", 256: "v5e:16x16"},
+    "v6e": {4: "v6e:2x2"},
+    "v5p": {4: "v5p:2x2x1"},
+    "h100": {1: "1x1x1", 8: "1x1x8"},
 }
 
 
 @functools.cache
-def devices(target: str) -> tuple[Any, ...]:
-    """The devices of a target: they compile and do nothing else."""
-    return tuple(TARGETS[target]())
+def devices(target: str, chips: int = 1) -> tuple[Any, ...]:
+    """Some devices of a target: they compile and do nothing else."""
+    topologies = TARGETS[target]
+    topology = topologies[min(n for n in topologies if n >= chips)]
+    every = _h100(topology) if target == "h100" else _tpu(topology)
+    return tuple(every)[:chips]

@@ -11,7 +11,6 @@ cut along H: a device's columns are those of its units in every gate.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lstm_jax.cells import variants
@@ -117,7 +117,8 @@ def run(
         axis_names={over.axis, *names_in(batch)},
         check_vma=False,
     )
-    by_unit = functools.partial(_by_unit, len(variants.gates_of(lstm_of(cell).variant)))
+    gates = len(variants.gates_of(lstm_of(cell).variant))
+    by_unit = lambda params: _by_unit(gates, _in_rows(params, over))
     return by_hand(_map_params(cell, by_unit, inputs))
 
 
@@ -214,6 +215,20 @@ def _map_params(
         return function(params)
 
     return tuple(one._replace(params=change(one.params)) for one in inputs)
+
+
+def _in_rows(params: LSTMParams, over: Units) -> LSTMParams:
+    """Weights of which a device along the axis has some rows, whatever it stores.
+
+    From there, what a device has goes to the units of every other in one exchange;
+    XLA would gather rows that are over more axes whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = NamedSharding(mesh if mesh.shape else over.mesh, P(over.axis))
+    see = lambda leaf: jax.lax.with_sharding_constraint(leaf, rows)
+    return params._replace(
+        kernel=see(params.kernel), recurrent_kernel=see(params.recurrent_kernel)
+    )
 
 
 def _by_unit(gates: int, params: LSTMParams) -> LSTMParams:
