@@ -1,11 +1,13 @@
 """Who started a process, read from variables set by hand; no process is started."""
 
 import pathlib
+import sys
+import types
 
 import pytest
 import yaml
 
-from lstm_jax.distributed import joining
+from lstm_jax.distributed import joining, ray_train
 from lstm_jax.distributed.launchers import first_node, recognised
 
 SLURM = {
@@ -199,3 +201,45 @@ def test_the_manifest_of_the_documentation_says_what_is_recognised():
     assert spec["clusterIP"] == "None" and spec["publishNotReadyAddresses"]
     assert spec["selector"] == {"batch.kubernetes.io/job-name": name}
     assert spec["ports"][0]["port"] == launch.port
+
+
+def ray_of(monkeypatch, context, say=None):
+    """Ray's modules, as a worker or whoever starts them has imported them."""
+    ray, train = types.ModuleType("ray"), types.ModuleType("ray.train")
+    collective = types.ModuleType("ray.train.collective")
+    address = lambda: "10.0.0.7"
+    ray.util = types.SimpleNamespace(get_node_ip_address=address)  # pyright: ignore
+    train.get_context = lambda: context  # pyright: ignore
+    train.collective = collective  # pyright: ignore
+    collective.broadcast_from_rank_zero = say  # pyright: ignore
+    for module in (ray, train, collective):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def in_worker(index, count):
+    return types.SimpleNamespace(
+        get_world_size=lambda: count, get_world_rank=lambda: index
+    )
+
+
+def test_workers_of_ray_train_are_told_where_the_first_is(monkeypatch):
+    """Whatever started Ray on the node, such as a step of SLURM, says nothing."""
+    said = []
+    ray_of(monkeypatch, in_worker(0, 2), lambda one: said.append(one) or one)
+    first = joining._launch(SLURM)
+    assert first[:4] == ("Ray Train", 0, 2, ("10.0.0.7",)) and first.port
+    ray_of(monkeypatch, in_worker(1, 2), lambda one: one or said[0])
+    other = joining._launch(SLURM)
+    assert other == first._replace(index=1)
+    ray_of(monkeypatch, in_worker(0, 1))
+    assert joining._launch({})[:3] == ("Ray Train", 0, 1)
+
+
+def test_what_starts_workers_of_ray_is_none_of_them(monkeypatch):
+    def refuse():
+        raise RuntimeError("TrainContext has not been initialized.")
+
+    ray_of(monkeypatch, types.SimpleNamespace(get_world_size=refuse))
+    assert ray_train.recognised() is None
+    assert joining._launch({}).launcher == "no launcher"
+    assert joining._launch(SLURM).launcher == "SLURM"

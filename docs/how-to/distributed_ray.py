@@ -1,67 +1,63 @@
-"""Two actors of Ray as two processes of one run: python distributed_ray.py."""
+"""Two workers of Ray's JaxTrainer as one run: python distributed_ray.py."""
 
 import os
-import socket
 
-import ray
+from ray.train import ScalingConfig
+from ray.train.v2.jax import JaxTrainer
 
 
-@ray.remote
-class Worker:
-    """A process: JAX is first imported in it, once it knows which one it is."""
+def worker(config):
+    """Trains on this worker's share of the rows; what all workers ended with."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from jax.experimental.multihost_utils import process_allgather
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    def __init__(self, index, count):
-        """Keeps the numbers that the library asks for."""
-        self.said = {"JAX_PROCESS_ID": str(index), "JAX_NUM_PROCESSES": str(count)}
+    import lstm_jax as lj
+    from lstm_jax import data, distributed, training
 
-    def address(self):
-        """Where this worker is, and a port that is free there."""
-        with socket.socket() as one:
-            one.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{one.getsockname()[1]}"
+    joined = distributed.initialize_from_env()
+    auto = (AxisType.Auto,)
+    mesh = jax.make_mesh((joined.devices,), ("data",), axis_types=auto)
+    cut = NamedSharding(mesh, PartitionSpec("data"))
+    series = np.random.default_rng(0).standard_normal((64, 7, 3), np.float32)
+    batches = data.shuffled_batches(series, 16, process=distributed.share(cut))
+    model = lj.LSTM(3, 5)
 
-    def train(self, address):
-        """Trains on this worker's share of the rows; what all workers end with."""
-        os.environ.update(self.said, JAX_COORDINATOR_ADDRESS=address)
-        import jax
-        import jax.numpy as jnp
-        import numpy as np
-        import optax
-        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    def loss_fn(params, carry, xs, key):
+        return jnp.mean(model.apply(params, xs)[1] ** 2), (carry, {})
 
-        import lstm_jax as lj
-        from lstm_jax import data, distributed, training
-
-        joined = distributed.initialize_from_env()
-        auto = (AxisType.Auto,)
-        mesh = jax.make_mesh((joined.devices,), ("data",), axis_types=auto)
-        cut = NamedSharding(mesh, PartitionSpec("data"))
-        series = np.random.default_rng(0).standard_normal((64, 7, 3), np.float32)
-        mine = {"process": distributed.share(cut)}
-        batches = data.shuffled_batches(series, 16, **mine)
-        model = lj.LSTM(3, 5)
-
-        def loss_fn(params, carry, xs, key):
-            return jnp.mean(model.apply(params, xs)[1] ** 2), (carry, {})
-
-        result = training.fit(
-            loss_fn,
-            optax.adam(1e-2),
-            model.init(jax.random.key(0)),
-            lambda epoch: (distributed.global_batch(xs, cut) for xs in batches(epoch)),
-            epochs=5,
-            show=False,
-        )
-        seen = float(np.abs(next(iter(batches))).sum())
-        params = [np.asarray(leaf) for leaf in jax.tree.leaves(result.state.params)]
-        total = [float(leaf.sum()) for leaf in params]
-        return joined.processes, joined.devices, seen, result.history[-1]["loss"], total
+    result = training.fit(
+        loss_fn,
+        optax.adam(config["learning_rate"]),
+        model.init(jax.random.key(0)),
+        lambda epoch: (distributed.global_batch(xs, cut) for xs in batches(epoch)),
+        epochs=5,
+        show=False,
+    )
+    seen = np.abs(next(iter(batches))).sum()
+    total = sum(abs(np.asarray(x)).sum() for x in jax.tree.leaves(result.state.params))
+    every = process_allgather(np.array([seen, total]))
+    return {
+        "processes": joined.processes,
+        "seen": every[:, 0].tolist(),
+        "parameters": every[:, 1].tolist(),
+        "loss": float(result.history[-1]["loss"]),
+    }
 
 
 if __name__ == "__main__":
-    ray.init()
-    workers = [Worker.remote(index, 2) for index in range(2)]
-    address = ray.get(workers[0].address.remote())
-    one, other = ray.get([worker.train.remote(address) for worker in workers])
-    print(one, other, sep="\n")
-    assert one[0] == 2 and one[2] != other[2] and one[3:] == other[3:]
+    # Ray hides GPUs of machines that have some from workers that ask for none.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    trainer = JaxTrainer(
+        worker,
+        train_loop_config={"learning_rate": 1e-2},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+    )
+    found = trainer.fit().return_value
+    print(found)
+    assert found["processes"] == 2
+    assert found["seen"][0] != found["seen"][1]
+    assert found["parameters"][0] == found["parameters"][1]

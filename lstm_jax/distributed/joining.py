@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 
 from lstm_jax.checks import options
-from lstm_jax.distributed import launchers, meeting, watching
+from lstm_jax.distributed import launchers, meeting, ray_train, watching
 from lstm_jax.distributed.launchers import Launch
 
 
@@ -20,8 +20,8 @@ class Joined(NamedTuple):
     """What :func:`initialize_from_env` found.
 
     Attributes:
-        launcher: who started this process: "SLURM", "Open MPI 5", "Kubernetes", the
-            name of a variable, or "no launcher".
+        launcher: who started this process: "SLURM", "Open MPI 5", "Kubernetes", "Ray
+            Train", the name of a variable, or "no launcher".
         process: which process this is.
         processes: of how many.
         local_devices: how many devices this process has.
@@ -62,7 +62,8 @@ def initialize_from_env(
       ``JAX_COORDINATOR_PORT`` where it has no port. Beside a launcher's variables these
       are used in place of what it would say.
 
-    Each is known without ``JAX_`` too. What was found is said in one line on stderr.
+    Each is known without ``JAX_`` too. Workers of Ray Train are asked of Ray, whoever
+    started that. What was found is said in one line on stderr.
     There are then as many processes as the launcher says, or an error is raised. Where
     there is no launcher, such as in a shell within a job of SLURM, there is one
     process, and nothing is joined. To call it again changes nothing.
@@ -134,7 +135,8 @@ def _launch(environ: Mapping[str, str]) -> Launch:
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         name = "jax.distributed.initialize"
         return Launch(name, jax.process_index(), jax.process_count())
-    return launchers.recognised(environ)
+    # Whatever has started Ray says nothing of its workers.
+    return ray_train.recognised() or launchers.recognised(environ)
 
 
 def _initialize(
