@@ -16,10 +16,15 @@ from lstm_jax.checks import options
 from lstm_jax.recurrence import lowering, xla
 from lstm_jax.recurrence.contract import Implementation, Target
 from lstm_jax.recurrence.cpu import Kernels
+from lstm_jax.recurrence.pallas_tpu import TPUKernels
 from lstm_jax.types import config
 
-# The preferred first. The reference, which runs everything everywhere, is the last.
-IMPLEMENTATIONS: tuple[Implementation, ...] = (Kernels(), xla.Reference())
+# The preferred first; the reference runs everything everywhere.
+IMPLEMENTATIONS: tuple[Implementation, ...] = (
+    Kernels(),
+    xla.Reference(),
+    TPUKernels(),
+)
 
 VARIABLE = "LSTM_JAX_IMPLEMENTATION"
 
@@ -86,7 +91,7 @@ def permitted(name: str | None) -> tuple[Implementation, ...]:
         name = os.environ.get(VARIABLE) or None
         _check_name(VARIABLE, name)
     if not name:
-        return IMPLEMENTATIONS
+        return tuple(one for one in IMPLEMENTATIONS if one.by_default)
     return tuple(one for one in IMPLEMENTATIONS if one.name == name)
 
 

@@ -109,15 +109,18 @@ class Implementation:
     Attributes:
         name: what ``implementation=`` calls it.
         platforms: those of JAX that it can be lowered for; None for all.
-        native: whether it calls compiled code that is not JAX's own, so that its
-            programs can neither be exported nor be cut by XLA unless it says how.
+        native: whether it calls code that is not JAX's own operations, so that XLA can
+            neither cut its programs unless it says how, nor map them over weights.
         taped: whether it saves a :class:`Tape`.
+        by_default: whether it may run where none is named; one that no device was ever
+            measured with does not.
     """
 
     name: str
     platforms: tuple[str, ...] | None = None
     native: bool = False
     taped: bool = True
+    by_default: bool = True
 
     def unavailable(self) -> str | None:
         """Why it can't run on this machine; None if it can."""
@@ -126,6 +129,14 @@ class Implementation:
     def why_not(self, cell: Cell, dtype: Any) -> str | None:
         """Why it can't run a cell in a compute dtype; None if it can."""
         raise NotImplementedError
+
+    def refuses(self, target: Target) -> str | None:
+        """Why it can't be lowered for a target of its platforms; None if it can."""
+        return None
+
+    def ordered_effects(self, target: Target) -> tuple[Any, ...]:
+        """What JAX must keep in order of what it does there."""
+        return ()
 
     def run(self, call: Call, args: Sequence[Array], target: Target) -> list[Array]:
         """The forward pass, on the leaves of the inputs.

@@ -60,8 +60,12 @@ def _lower(kind, platform, context, *args, call, levels, **params):
         module = module.replace(axis_context=axes)
     # Types say here what each device holds, and nothing of meshes.
     avals = [core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
+    # None of what an implementation does in order is seen outside.
+    tokens = mlir.TokenSet.create(chosen.ordered_effects(target))
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-        context = context.replace(avals_in=avals, module_context=module)
+        context = context.replace(
+            avals_in=avals, module_context=module, tokens_in=tokens
+        )
         return mlir.lower_fun(function)(context, *args)
 
 
@@ -134,15 +138,4 @@ def cannot(implementation: Implementation, target: Target) -> str | None:
     platforms = implementation.platforms
     if platforms is not None and target.platform not in platforms:
         return f"runs on {' and '.join(platforms)}, not on {target.platform}"
-    if implementation.native and target.exporting:
-        return (
-            "calls compiled code of this package, which an exported program can't: it "
-            "may run where the package is not"
-        )
-    if implementation.native and target.partly_manual:
-        return "can't run under shard_map over some axes of a mesh but not all"
-    if implementation.native and target.partitioned:
-        here = len(jax.devices(target.platform))
-        if here < target.devices:
-            return f"runs on the {here} devices of this process, not {target.devices}"
-    return None
+    return implementation.refuses(target)

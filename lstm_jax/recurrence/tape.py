@@ -36,13 +36,13 @@ def pack(cell: Cell, inputs: Inputs, saved: Saved, starts: LSTMState) -> Tape:
     gates = _padded(_padded(gates, -2, _GATES), -1, TAPE_UNITS)
     gates = gates.reshape(*gates.shape[:-2], math.prod(gates.shape[-2:]))
     cells = _padded(starts.c, -1, TAPE_UNITS)
-    cells = lax.bitcast_convert_type(cells, bits_of(cells.dtype))
+    cells = as_bits(cells)
     blocks, length = cells.shape[0], z.shape[0]
     if isinstance(length, int) and blocks < length:
         rest = jnp.zeros((length - blocks, *cells.shape[1:]), cells.dtype)
         cells = jnp.concatenate([cells, rest])
     return Tape(
-        lax.bitcast_convert_type(gates, bits_of(dtype)),
+        as_bits(gates),
         cells,
         states.h if keeps_entering(cell, inputs) else None,
     )
@@ -73,11 +73,7 @@ def unpack(
         pre = (pre, *inputs.xs[1:])
     entering = tape.entering
     if hidden is not None:
-        first = jnp.expand_dims(h, 0)
-        around = [hidden, first] if reverse else [first, hidden]
-        start, length = int(reverse), hidden.shape[0]
-        joined = jnp.concatenate(around)
-        entering = lax.slice_in_dim(joined, start, start + length)
+        entering = entering_of(hidden, h, reverse)
     h_starts = first_of_blocks(entering, size, reverse)
     cells = tape.cells[: h_starts.shape[0]] if size > 1 else tape.cells
     cells = lax.bitcast_convert_type(cells, c.dtype)[..., :units]
@@ -85,6 +81,23 @@ def unpack(
     if not cell.additive:
         r = cell.recur(inputs.params, states)
     return Saved(states, (pre, r)), LSTMState(h_starts, cells)
+
+
+def entering_of(hidden: Array, first: Array, reverse: bool) -> Array:
+    """The h that entered each step, of all h and the one to start from."""
+    first = jnp.expand_dims(first, 0)
+    around = [hidden, first] if reverse else [first, hidden]
+    start, length = int(reverse), hidden.shape[0]
+    return lax.slice_in_dim(jnp.concatenate(around), start, start + length)
+
+
+def as_bits(values: Array | None) -> Array | None:
+    """Numbers as a tape has them."""
+    return (
+        None
+        if values is None
+        else lax.bitcast_convert_type(values, bits_of(values.dtype))
+    )
 
 
 def _first(tree: PyTree) -> Array:

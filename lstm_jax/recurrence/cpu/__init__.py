@@ -60,6 +60,23 @@ class Kernels(Implementation):
             return f"computes in float32 and bfloat16 only, not {jnp.dtype(dtype)}"
         return None
 
+    def refuses(self, target: Target) -> str | None:
+        """Why these kernels cannot be lowered for a target; None if they can."""
+        if target.exporting:
+            return (
+                "calls compiled code of this package, which an exported program can't: "
+                "it may run where the package is not"
+            )
+        if target.partly_manual:
+            return "can't run under shard_map over some axes of a mesh but not all"
+        if target.partitioned:
+            here = len(jax.devices(target.platform))
+            if here < target.devices:
+                return (
+                    f"runs on the {here} devices of this process, not {target.devices}"
+                )
+        return None
+
     def run(self, call: Call, args: Sequence[Array], target: Target) -> list[Array]:
         """The forward pass, one call for all directions."""
         kernel = calls

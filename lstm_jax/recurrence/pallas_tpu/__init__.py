@@ -1,0 +1,105 @@
+"""The recurrence on a TPU, as Pallas kernels, of the standard LSTM.
+
+``LSTM_JAX_INTERPRET=1`` has them interpreted on a CPU, which is slow and for tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src import callback  # no public name
+from jax.experimental import io_callback
+
+from lstm_jax.cells.base import Cell
+from lstm_jax.cells.lstm_cell import LSTMCell
+from lstm_jax.recurrence.contract import Call, Implementation, Target
+from lstm_jax.recurrence.pallas_tpu import sizes
+from lstm_jax.types import Array
+
+VARIABLE = "LSTM_JAX_INTERPRET"
+_DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def interpreting() -> bool:
+    """Whether kernels are interpreted on a CPU."""
+    return os.environ.get(VARIABLE, "") not in ("", "0")
+
+
+class TPUKernels(Implementation):
+    """The kernels of this folder."""
+
+    name = "pallas_tpu"
+    native = True
+    by_default = False
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """Those that it can be lowered for."""
+        return ("tpu", "cpu") if interpreting() else ("tpu",)
+
+    def unavailable(self) -> str | None:
+        """Why these kernels cannot run here; None if they can."""
+        if interpreting() or jax.default_backend() == "tpu":
+            return None
+        return f"runs on a TPU; {VARIABLE}=1 has it interpreted on a CPU, for tests"
+
+    def why_not(self, cell: Cell, dtype: Any) -> str | None:
+        """Why the kernels cannot run a cell in a compute dtype; None if they can."""
+        if not (isinstance(cell, LSTMCell) and cell.standard):
+            return f"runs the standard LSTMCell, not {cell}"
+        if jnp.dtype(dtype) not in _DTYPES:
+            return f"computes in float32 and bfloat16 only, not {jnp.dtype(dtype)}"
+        weights = sizes.resident_bytes(cell, dtype)
+        if weights > sizes.MOST_WEIGHTS:
+            return (
+                f"keeps the recurrent weights in a core's {sizes.LIMIT >> 20} MiB of "
+                f"memory, of which {sizes.MOST_WEIGHTS >> 20} are for them, not "
+                f"{weights / 2**20:.1f} MiB: {cell}"
+            )
+        return None
+
+    def refuses(self, target: Target) -> str | None:
+        """Why these kernels cannot be lowered for a target; None if they can."""
+        if target.partitioned or target.partly_manual:
+            return (
+                f"runs on one device: XLA can't cut it over {target.devices}. Under "
+                "jax.shard_map over all axes of a mesh each device runs its rows"
+            )
+        if target.exporting and target.platform != "tpu":
+            return "is interpreted by this package, which an exported program can't ask"
+        return None
+
+    def ordered_effects(self, target: Target) -> tuple[Any, ...]:
+        """The interpreter asks Python for all that it does."""
+        return () if target.platform == "tpu" else (callback._OrderedIOEffect,)
+
+    def run(self, call: Call, args: Sequence[Array], target: Target) -> list[Array]:
+        """The forward pass, one direction after the other."""
+        from lstm_jax.recurrence.pallas_tpu import calls
+
+        if target.platform == "tpu":
+            return calls.run(call, args, False)
+        return _in_order(calls.run(call, _in_order(args), True))
+
+    def pullback(
+        self, call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
+    ) -> list[Array] | None:
+        """The backward pass, one direction after the other."""
+        from lstm_jax.recurrence.pallas_tpu import calls
+
+        if target.platform == "tpu":
+            return calls.pullback(call, which, args, False)
+        return _in_order(calls.pullback(call, which, _in_order(args), True))
+
+
+def _in_order(arrays: Sequence[Array]) -> list[Array]:
+    """The same arrays, when all of them are there.
+
+    The interpreter runs one kernel at a time: another begins with what the one before
+    made, and not before that one has ended.
+    """
+    return list(io_callback(lambda *some: some, list(arrays), *arrays, ordered=True))
