@@ -119,13 +119,13 @@ def test_the_others_end_where_one_dies_or_is_stopped(victim, number):
 
 def test_the_others_end_where_one_fails():
     fail = (
-        'if joined.process:\n    raise ValueError("of mine")\nwhile True:\n    run()\n'
+        'if joined.process:\n    raise ValueError("of mine.")\nwhile True:\n    run()\n'
     )
     ended = Launched(textwrap.dedent(STEPS) + fail).ended()
     assert ended[0][0] == ended[1][0] == 1
-    assert "ValueError: of mine" in ended[1][2]
+    assert "ValueError: of mine." in ended[1][2]
     assert "lstm_jax: process 0: process 1 (" in ended[0][2]
-    assert "failed: ValueError: of mine." in ended[0][2]
+    assert "failed: ValueError: of mine.\n" in ended[0][2]
 
 
 COME = """
@@ -251,6 +251,14 @@ BATCHES = """
                 assert one.shape == other.shape and one.sharding.spec == P("data")
                 for shard in one.addressable_shards:
                     np.testing.assert_array_equal(shard.data, other[shard.index])
+
+    # What is said to examples of other processes, in the input's order.
+    for sharding in (cut, alike):
+        made = [distributed.global_batch(b, sharding) for b in batches(sharding)(0)]
+        places = dict(lengths=lambda batch: batch[1], index=lambda batch: batch[2])
+        said = training.predict(lambda _, batch: 2 * batch[0], {}, made, **places)
+        for one, other in zip(said, sequences, strict=True):
+            np.testing.assert_array_equal(one, 2 * other)
 
     # Time first, a number, and one sharding for each part.
     rows = np.arange(4, dtype=np.float32) + 4 * n

@@ -194,7 +194,8 @@ def predict(
             is compiled once for each shape of a batch.
         params: what ``function`` takes: a pytree, linen variables or an ``nnx.Module``.
         batches: the batches. Where they have another order than the input, as those of
-            :func:`lstm_jax.data.bucket_batches`, ``index`` is needed.
+            :func:`lstm_jax.data.bucket_batches`, ``index`` is needed. Where there are
+            several processes, all of them call it, and each has all examples.
         lengths: ``lengths(batch)``, ``[B]``: each output ``[B, T, ...]`` is cut to its
             own length. By default nothing is cut.
         index: ``index(batch)``, ``[B]``: the places of the examples in the input, where
@@ -283,7 +284,7 @@ def _rows_of(outputs: PyTree) -> int:
 
 
 def _per_row(name: str, values: Any, rows: int) -> list[int]:
-    values = np.asarray(values)
+    values = np.asarray(together.whole(values))
     if values.shape != (rows,) or values.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: expected integers [{rows}], one for each row, got {values.dtype} "
