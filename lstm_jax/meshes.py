@@ -267,6 +267,7 @@ def automatic(
     """
     sharding = jax.typeof(xs).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
+        _check_there(sharding.mesh)
         return function(*args)
     start, stop = batch[0], sum(batch)
     spec = (*sharding.spec, *(None for _ in range(xs.ndim - len(sharding.spec))))
@@ -289,6 +290,19 @@ def automatic(
         sharding_of, outs, is_leaf=lambda out: out is None or isinstance(out, Cut)
     )
     return jax.sharding.auto_axes(function, out_sharding=shardings)(*args)
+
+
+def _check_there(mesh: AbstractMesh) -> None:
+    """Checks that inputs lie where a layout of explicit axes says: JAX moves none."""
+    units = units_here()
+    if units is None or mesh.shape:
+        return
+    if AxisType.Explicit in units.mesh.axis_types:
+        raise ValueError(
+            f"xs: expected an array over {P(*units.batch)} of the mesh of the layout "
+            "in use, whose axes are explicit, got one that is on no mesh. "
+            "jax.device_put(xs, NamedSharding(mesh, layout.inputs())) puts it there."
+        )
 
 
 def _check_batch(spec: tuple) -> None:

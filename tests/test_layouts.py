@@ -3,6 +3,7 @@
 What the compiled programs have is the table of docs/scaling.md.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -309,7 +310,7 @@ def test_kernels_say_why_they_do_not_run_over_units():
             lambda m: Layout(m, model="model").params(
                 lj.LSTMCell(I, H, layer_norm="ba")
             ),
-            "model_axis: expected layer_norm=None",
+            "model: expected layer_norm=None",
         ),
         (
             lambda m: Layout(m, model="model").params(lj.LSTMCell(I, H, variant="FGR")),
@@ -317,7 +318,7 @@ def test_kernels_say_why_they_do_not_run_over_units():
         ),
         (
             lambda m: Layout(m, model="model").state(lj.SLSTMCell(I, H)),
-            "model_axis: expected LSTMCells",
+            "model: expected LSTMCells",
         ),
     ],
 )
@@ -332,6 +333,16 @@ def test_a_batch_that_does_not_divide_is_refused_over_units():
     layout = layout_of("data_model")
     with use(layout), pytest.raises(ValueError, match="xs: .*2 parts.*got B = 3"):
         model.apply(params, xs[:3])
+
+
+@pytest.mark.parametrize("call", [jax.jit, lambda function: function])
+def test_inputs_on_no_mesh_are_refused_over_explicit_units(call):
+    model, _, (params, xs, *_) = problem("stack")
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
+    layout = Layout(mesh, data="data", model="model")
+    for there in (contextlib.nullcontext(), jax.set_mesh(mesh)):
+        with there, use(layout), pytest.raises(ValueError, match="xs: .*on no mesh"):
+            call(model.apply)(params, xs)
 
 
 def test_time_is_not_an_axis_of_a_layout():

@@ -182,23 +182,23 @@ def check(cell: Any, axis: str, size: int) -> None:
     """Checks that the units of a cell can be over a mesh axis."""
     if type(cell) is not LSTMCell:
         raise ValueError(
-            f"model_axis: expected LSTMCells, whose units see one another through h "
+            f"model: expected LSTMCells, whose units see one another through h "
             f"alone, got {cell!r}."
         )
     for name, default in (("layer_norm", None), ("num_heads", 1)):
         if getattr(cell, name) != default:
             raise ValueError(
-                f"model_axis: expected {name}={default!r}, got {cell!r}: its units see "
+                f"model: expected {name}={default!r}, got {cell!r}: its units see "
                 "more of one another than h."
             )
     if cell.variant == "FGR":
         raise ValueError(
-            f"model_axis: expected another variant than 'FGR', got {cell!r}: its units "
+            f"model: expected another variant than 'FGR', got {cell!r}: its units "
             "see one another's gates."
         )
     if cell.hidden_size % size:
         raise ValueError(
-            f"model_axis: expected a hidden_size that the {size} parts of the mesh "
+            f"model: expected a hidden_size that the {size} parts of the mesh "
             f"axis {axis!r} divide, got H = {cell.hidden_size}. Take "
             f"{-(-cell.hidden_size // size) * size} units, or another axis."
         )
