@@ -15,8 +15,12 @@ _SAY = (
     "JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS=host:port say it "
     "for any launcher."
 )
+# An address of IPv6 has brackets, since what is behind its last colon is no port.
+_HOST = r"\[[^\s/\[\]]+\]|[^\s:/\[\]]+"
 # Variables in which launchers that are not known here say how many there are.
 _SIZES = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE", "WORLD_SIZE")
+# And in which they say which one this is; "RANK" may be another thing.
+_RANKS = ("PMI_RANK", "MV2_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK")
 _SERVERS = ("PMIX_SERVER_URI41", "PMIX_SERVER_URI4", "PMIX_SERVER_URI2")
 
 
@@ -57,6 +61,10 @@ def recognised(environ: Mapping[str, str]) -> Launch:
     launch = _told(environ, launched) or launched or Launch("no launcher")
     launch = _placed(environ, launch)
     _check_sizes(environ, launch)
+    if launch.port > 65535:
+        raise ValueError(
+            f"{launch.source}: expected a port from 1 to 65535, got {launch.port}."
+        )
     if launch.count > 1 and not (launch.hosts and launch.port):
         raise ValueError(
             f"{_ADDRESS}: expected host:port of process 0, since {launch.launcher} "
@@ -129,8 +137,11 @@ def _placed(environ: Mapping[str, str], launch: Launch) -> Launch:
     host, colon, behind = address.rpartition(":")
     if not colon or address.endswith("]"):
         host, behind = address, ""
-    if behind and not behind.isdigit():
-        raise ValueError(f"{name}: expected host:port, got {address!r}.")
+    if (behind and not behind.isdigit()) or not re.fullmatch(_HOST, host):
+        raise ValueError(
+            f"{name}: expected host:port, got {address!r}. An address of IPv6 has "
+            "brackets, as [::1]:1234."
+        )
     if behind and port is not None and int(behind) != launch.port:
         raise ValueError(
             f"{port[0]}: expected {behind}, the port of {name}, got {launch.port}."
@@ -145,14 +156,14 @@ def _open_mpi(environ: Mapping[str, str]) -> Launch | None:
     uri = environ.get("OMPI_MCA_orte_hnp_uri")
     prte = "PRTE_LAUNCHED" in environ
     size = _integer(environ, "OMPI_COMM_WORLD_SIZE")
-    if size is None and uri is None and not prte:
-        return None
     rank = _integer(environ, "OMPI_COMM_WORLD_RANK")
+    if size is None and rank is None and uri is None and not prte:
+        return None
     rank = _integer(environ, "PMIX_RANK") if rank is None else rank
     version = environ.get("OMPI_VERSION", "4" if uri else "5").partition(".")[0]
     name = f"Open MPI {version}"
     if size is None or rank is None:
-        if prte and _plain(environ, "NUM_PROCESSES"):
+        if size is None and _plain(environ, "NUM_PROCESSES"):
             return None  # Of prterun, which does not say how many there are.
         missing = "OMPI_COMM_WORLD_SIZE" if size is None else "OMPI_COMM_WORLD_RANK"
         raise ValueError(
@@ -272,9 +283,12 @@ def _check_sizes(environ: Mapping[str, str], launch: Launch) -> None:
                 f"Open MPI or Kubernetes, for {size} processes, got {launch.launcher} "
                 f"and {launch.count}. {_SAY}"
             )
-    if "PMIX_RANK" in environ and launch.launcher == "no launcher":
+    if launch.launcher != "no launcher":
+        return
+    ranks = [name for name in _RANKS if _integer(environ, name)]
+    for name in ("PMIX_RANK",) if "PMIX_RANK" in environ else ranks:
         raise ValueError(
-            "PMIX_RANK: expected a variable beside it that says how many processes "
+            f"{name}: expected a variable beside it that says how many processes "
             f"there are, got none. {_SAY}"
         )
 
