@@ -42,10 +42,17 @@ class Units(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where an array's batch axes begin, and over what its last axis is."""
+    """Where an array's batch axes begin, and over what its last axis is.
+
+    Attributes:
+        batch: the first of its batch axes.
+        last: the mesh axis that the last is over.
+        between: how many axes are between those.
+    """
 
     batch: int
     last: str
+    between: int = 0
 
 
 def names_in(spec: Iterable[Any]) -> list[str]:
@@ -282,9 +289,11 @@ def automatic(
     def sharding_of(out):
         if out is None:
             return NamedSharding(sharding.mesh, P())
-        axis, last = out if isinstance(out, Cut) else (out, None)
-        parts = (*(None for _ in range(axis)), *spec[start:stop])
-        return NamedSharding(sharding.mesh, P(*parts, last) if last else P(*parts))
+        cut = isinstance(out, Cut)
+        parts = (*(None for _ in range(out.batch if cut else out)), *spec[start:stop])
+        if cut:
+            parts = (*parts, *(None for _ in range(out.between)), out.last)
+        return NamedSharding(sharding.mesh, P(*parts))
 
     shardings = jax.tree.map(
         sharding_of, outs, is_leaf=lambda out: out is None or isinstance(out, Cut)

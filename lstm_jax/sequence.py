@@ -381,7 +381,7 @@ def _scan(cell, params, xs, state, traced, *, reverse, emit_states, static):
     args = (params, xs, state, traced)
     outs = [units.state_places(state, 0), first]
     if emit_states:
-        outs[1] = units.state_places(state, first)
+        outs[1] = units.state_places(state, first, 1 - first)
     return meshes.automatic(run, args, xs, (first, axis), tuple(outs))
 
 

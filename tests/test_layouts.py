@@ -335,6 +335,23 @@ def test_a_batch_that_does_not_divide_is_refused_over_units():
         model.apply(params, xs[:3])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("time_major", [False, True])
+def test_every_c_has_its_units_over_the_axis_and_its_time_whole(kind, time_major):
+    cell, xs = lj.LSTMCell(I, H), normal(0, (B, 6, I))
+    xs = xs.swapaxes(0, 1) if time_major else xs
+    params = cell.init(jax.random.key(0))
+    given = functools.partial(lj.scan_states, cell, time_major=time_major)
+    expected = given(params, xs, implementation="xla")
+    layout = layout_of("data_model", kind)
+    own = NamedSharding(layout.mesh, layout.inputs(time_major=time_major))
+    with jax.set_mesh(layout.mesh), use(layout):
+        after, states = quick_jit(given)(params, jax.device_put(xs, own))
+    assert_close((after, states), expected)
+    spec = (None, "data", "model") if time_major else ("data", None, "model")
+    assert tuple(states.c.sharding.spec) == spec
+
+
 @pytest.mark.parametrize("call", [jax.jit, lambda function: function])
 def test_inputs_on_no_mesh_are_refused_over_explicit_units(call):
     model, _, (params, xs, *_) = problem("stack")

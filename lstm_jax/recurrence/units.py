@@ -147,13 +147,19 @@ def in_parts(cell: Cell) -> Cell:
     return cell if over is None else part_of(cell, over)
 
 
-def state_places(state: PyTree, axis: int) -> Any:
-    """Where states have their batch axes, and where c is over a mesh axis too."""
+def state_places(state: PyTree, axis: int, between: int = 0) -> Any:
+    """Where states have their batch axes, and where c is over a mesh axis too.
+
+    Args:
+        state: one.
+        axis: where its batch axes begin.
+        between: how many axes, of time, are between those and the last.
+    """
     over = units_here()
     if over is None:
         return axis
     return jax.tree.map(
-        lambda one: LSTMState(axis, Cut(axis, over.axis)),
+        lambda one: LSTMState(axis, Cut(axis, over.axis, between)),
         state,
         is_leaf=lambda one: isinstance(one, LSTMState),
     )
