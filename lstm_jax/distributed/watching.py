@@ -216,7 +216,7 @@ def _hook(watch: Watch) -> None:
 
     def failed(kind, error, trace):
         before(kind, error, trace)
-        own.failed = f"{kind.__name__}: {error}".split("\n")[0][:300].rstrip(".")
+        own.failed = f"{kind.__name__}: {error}".split("\n")[0][:300].rstrip(".: ")
         watch.tell(own.beat())
 
     sys.excepthook = failed

@@ -78,7 +78,8 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
     Returns:
         The pytree, in the structure of ``like``. Where that has a NumPy array or a
-        Python number, so has this; everything else is JAX's.
+        Python number, so has this; everything else is JAX's, whole on the device, or on
+        every one of a mesh that is set, however ``like`` is sharded.
 
     Raises:
         FileNotFoundError: if there is no such file.
