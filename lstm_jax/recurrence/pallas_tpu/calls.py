@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lstm_jax.numerics import as_last_axes
 from lstm_jax.recurrence import tape
 from lstm_jax.recurrence.contract import (
     TAPE_UNITS,
@@ -184,7 +185,7 @@ class _Direction:
             preferred_element_type=jnp.float32,
         )
         if params.bias is not None:
-            zs = zs + self._by_units(params.bias).astype(zs.dtype)
+            zs = zs + as_last_axes(self._by_units(params.bias), zs)
         reset_h, reset_c = inputs.reset_state or (None, None)
         return forward.Given(
             zs=zs.astype(self.dtype),
@@ -205,9 +206,9 @@ class _Direction:
             return None
         steps = (length, *self.batch)
         valid = jnp.ones(steps, bool) if valid is None else valid
-        bits = valid * jnp.int32(forward.VALID)
+        bits = valid.astype(jnp.int32) * forward.VALID
         if reset is not None:
-            bits = bits | reset * jnp.int32(forward.RESET)
+            bits += reset.astype(jnp.int32) * forward.RESET
         return self._steps(bits[..., None], 1)
 
     # Arrays of the library's shapes, padded.
