@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -96,6 +96,13 @@ def heads_matmul(x: Array, kernel: Array, gates: int) -> Array:
     )
     out = out.reshape(heads, *leading, gates, columns // gates)
     return jnp.moveaxis(out, 0, axes + 1).reshape(*leading, heads * columns)
+
+
+def cast_like(values: Sequence[Array], shapes: Sequence[Any]) -> list[Array]:
+    """Casts arrays to the dtypes of others."""
+    return [
+        value.astype(shape.dtype) for value, shape in zip(values, shapes, strict=True)
+    ]
 
 
 def as_last_axes(values: Array, like: Array) -> Array:

@@ -296,13 +296,6 @@ def hidden_of(ys: Any) -> Any:
     return ys.h if isinstance(ys, LSTMState) else ys
 
 
-def cast_like(values: Sequence[Array], shapes: Sequence[Any]) -> list[Array]:
-    """Casts arrays to the dtypes of others."""
-    return [
-        value.astype(shape.dtype) for value, shape in zip(values, shapes, strict=True)
-    ]
-
-
 def keeps_entering(cell: Cell, inputs: Inputs) -> bool:
     """Whether the h that enters a step may be another than the output before."""
     controls = inputs.valid is not None or inputs.reset is not None

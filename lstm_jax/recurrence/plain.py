@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 
-from lstm_jax.recurrence.contract import Call, Inputs, Outputs, cast_like, numbered
+from lstm_jax.numerics import cast_like
+from lstm_jax.recurrence.contract import Call, Inputs, Outputs, numbered
 from lstm_jax.recurrence.steps import (
     Arrangement,
     batch_axis_first,

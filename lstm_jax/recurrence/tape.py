@@ -91,13 +91,9 @@ def entering_of(hidden: Array, first: Array, reverse: bool) -> Array:
     return lax.slice_in_dim(jnp.concatenate(around), start, start + length)
 
 
-def as_bits(values: Array | None) -> Array | None:
+def as_bits(values: Array) -> Array:
     """Numbers as a tape has them."""
-    return (
-        None
-        if values is None
-        else lax.bitcast_convert_type(values, bits_of(values.dtype))
-    )
+    return lax.bitcast_convert_type(values, bits_of(values.dtype))
 
 
 def _first(tree: PyTree) -> Array:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell
+from lstm_jax.numerics import cast_like
 from lstm_jax.recurrence import backward, tape
 from lstm_jax.recurrence.blocks import first_of_blocks
 from lstm_jax.recurrence.contract import (
@@ -23,7 +24,6 @@ from lstm_jax.recurrence.contract import (
     Outputs,
     Saved,
     Target,
-    cast_like,
     numbered,
     saved_of,
 )

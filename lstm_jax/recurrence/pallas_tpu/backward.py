@@ -189,7 +189,8 @@ def _step(
     given: Given, made: Made, scratch: Any, t: Any, shape: Shape, resets: bool
 ) -> None:
     h_ref, c_ref, outs_ref, before_ref, *totals = scratch
-    valid = reset = None
+    valid: Any = None
+    reset: Any = None
     if given.controls is not None:
         controls = given.controls[t]
         valid, reset = (controls & VALID) != 0, (controls & RESET) != 0
@@ -213,8 +214,9 @@ def _step(
     sizes = shape.output, shape.hidden
     for ref, total, size in zip((h_ref, c_ref), totals, sizes, strict=True):
         for place in columns_of(size):
-            total[:, place] += _where(reset, ref[:, place])
-            ref[:, place] = jnp.where(reset, 0, ref[:, place])
+            d = ref[:, place]
+            total[:, place] += _where(reset, d)
+            ref[:, place] = jnp.where(reset, 0, d)
 
 
 def _enter(

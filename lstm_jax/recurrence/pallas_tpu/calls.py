@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.numerics import as_last_axes
+from lstm_jax.numerics import as_last_axes, cast_like
 from lstm_jax.recurrence import tape
 from lstm_jax.recurrence.contract import (
     TAPE_UNITS,
@@ -18,7 +18,6 @@ from lstm_jax.recurrence.contract import (
     Inputs,
     Outputs,
     Tape,
-    cast_like,
     hidden_of,
     numbered,
     saved_of,
@@ -78,7 +77,8 @@ class _Direction:
         self.sizes = length, math.prod(self.batch)
         self.hidden = inputs.state.c.shape[-1]
         self.output = inputs.state.h.shape[-1]
-        weights = sizes.resident_bytes(call.cell, self.dtype)
+        cell: Any = call.cell
+        weights = sizes.resident_bytes(cell, self.dtype)
         self.shape = sizes.shape_of(
             *self.sizes, self.hidden, self.output, self.dtype, weights
         )
@@ -229,14 +229,14 @@ class _Direction:
         kernel = self._by_units(self.inputs.params.recurrent_kernel)
         return _padded(kernel, (0, self.shape.output))
 
-    def _projection(self, transposed: bool = False) -> Array | None:
+    def _projection(self, transposed: bool = False) -> Any:
         kernel = self.inputs.params.projection_kernel
         if kernel is None:
             return None
         kernel = _padded(kernel, (0, self.shape.hidden), (1, self.shape.output))
         return kernel.T if transposed else kernel
 
-    def _state(self, state: Array | None, size: int) -> Array:
+    def _state(self, state: Array | None, size: int) -> Any:
         """``[*batch, size]`` as ``[B, size]``."""
         if state is None:
             return jnp.zeros(
@@ -246,7 +246,7 @@ class _Direction:
         whole = sizes.rounded(size, sizes.LANES)
         return _padded(rows, (0, self.shape.batch), (1, whole))
 
-    def _steps(self, values: Array | None, size: int) -> Array | None:
+    def _steps(self, values: Array | None, size: int) -> Any:
         """``[T, *batch, n]`` as ``[T, B, size]``."""
         if values is None:
             return None
@@ -264,7 +264,7 @@ class _Direction:
 
     # And back.
 
-    def _rows(self, values: Array | None, size: int, steps: int) -> Array | None:
+    def _rows(self, values: Array | None, size: int, steps: int) -> Any:
         """The first T steps, B rows and ``size`` numbers."""
         if values is None:
             return None
@@ -272,7 +272,7 @@ class _Direction:
         values = values[tuple(slice(n) for n in (*leading, size))]
         return values.reshape(*leading[:steps], *self.batch, size)
 
-    def _to_tape(self, values: Array | None, gates: int) -> Array | None:
+    def _to_tape(self, values: Any, gates: int) -> Any:
         """The inverse of :meth:`_from_tape`."""
         if values is None:
             return None
