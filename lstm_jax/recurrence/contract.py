@@ -134,10 +134,6 @@ class Implementation:
         """Why it can't be lowered for a target of its platforms; None if it can."""
         return None
 
-    def ordered_effects(self, target: Target) -> tuple[Any, ...]:
-        """What JAX must keep in order of what it does there."""
-        return ()
-
     def run(self, call: Call, args: Sequence[Array], target: Target) -> list[Array]:
         """The forward pass, on the leaves of the inputs.
 

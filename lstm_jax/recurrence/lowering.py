@@ -60,12 +60,8 @@ def _lower(kind, platform, context, *args, call, levels, **params):
         module = module.replace(axis_context=axes)
     # Types say here what each device holds, and nothing of meshes.
     avals = [core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
-    # None of what an implementation does in order is seen outside.
-    tokens = mlir.TokenSet.create(chosen.ordered_effects(target))
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-        context = context.replace(
-            avals_in=avals, module_context=module, tokens_in=tokens
-        )
+        context = context.replace(avals_in=avals, module_context=module)
         return mlir.lower_fun(function)(context, *args)
 
 

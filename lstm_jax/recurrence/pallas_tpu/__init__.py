@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src import callback  # no public name
-from jax.experimental import io_callback
+import numpy as np
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import LSTMCell
@@ -73,17 +74,11 @@ class TPUKernels(Implementation):
             return "is interpreted by this package, which an exported program can't ask"
         return None
 
-    def ordered_effects(self, target: Target) -> tuple[Any, ...]:
-        """The interpreter asks Python for all that it does."""
-        return () if target.platform == "tpu" else (callback._OrderedIOEffect,)
-
     def run(self, call: Call, args: Sequence[Array], target: Target) -> list[Array]:
         """The forward pass, one direction after the other."""
         from lstm_jax.recurrence.pallas_tpu import calls
 
-        if target.platform == "tpu":
-            return calls.run(call, args, False)
-        return _in_order(calls.run(call, _in_order(args), True))
+        return _run(functools.partial(calls.run, call), args, target)
 
     def pullback(
         self, call: Call, which: tuple[bool, ...], args: Sequence[Array], target: Target
@@ -91,15 +86,22 @@ class TPUKernels(Implementation):
         """The backward pass, one direction after the other."""
         from lstm_jax.recurrence.pallas_tpu import calls
 
-        if target.platform == "tpu":
-            return calls.pullback(call, which, args, False)
-        return _in_order(calls.pullback(call, which, _in_order(args), True))
+        return _run(functools.partial(calls.pullback, call, which), args, target)
 
 
-def _in_order(arrays: Sequence[Array]) -> list[Array]:
-    """The same arrays, when all of them are there.
+def _run(function: Callable, args: Sequence[Array], target: Target) -> list[Array]:
+    """Calls what runs kernels, or has them interpreted."""
+    if target.platform == "tpu":
+        return function(args, False)
+    interpreted = lambda *args: function(args, True)
+    alone = functools.partial(_alone, jax.jit(interpreted))
+    return list(jax.pure_callback(alone, jax.eval_shape(interpreted, *args), *args))
 
-    The interpreter runs one kernel at a time: another begins with what the one before
-    made, and not before that one has ended.
-    """
-    return list(io_callback(lambda *some: some, list(arrays), *arrays, ordered=True))
+
+def _alone(function: Callable, *args: Any) -> Any:
+    """The interpreter runs one kernel at a time, which XLA would not know of."""
+    with _INTERPRETER:
+        return jax.tree.map(np.asarray, function(*args))
+
+
+_INTERPRETER = threading.Lock()
