@@ -359,6 +359,14 @@ FITS = """
     refused("alone", lambda: fit(params(0), [rows]))
     refused("seeds", lambda: fit(params(n), whole))
     refused("valid", lambda: fit(params(0), whole, valid=[rows]))
+    more = lambda epoch=0: (distributed.global_batch(rows, cut) for _ in range(2 + n))
+    refused("more", lambda: fit(params(0), more))
+    def error(params, carry, xs, key):
+        ys = model.apply(params, xs)[1]
+        return training.squared_error(ys, 0 * ys, weighted=True), (carry, {})
+    refused("evaluate", lambda: training.evaluate(error, params(0), more))
+    output = lambda params, xs: model.apply(params, xs)[1]
+    refused("predict", lambda: training.predict(output, params(0), more()))
     def stuck(state, row):
         if n and row["step"] == 3:
             time.sleep(60)
@@ -374,6 +382,9 @@ def test_what_fit_refuses_of_two_processes_and_one_that_is_stuck():
             "alone: ValueError: batches: expected an array of all 2 processes",
             "seeds: ValueError: state: expected the same numbers on all processes",
             "valid: ValueError: valid: expected an array of all 2 processes",
+            "more: ValueError: batches: 2 batches are all that process 0 has",
+            "evaluate: ValueError: batches: 2 batches are all that process 0 has",
+            "predict: ValueError: batches: 2 batches are all that process 0 has",
         ):
             assert words in out, out + said
         assert f"lstm_jax: process {n}: step 4: waited" in said, said

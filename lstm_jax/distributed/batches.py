@@ -121,6 +121,19 @@ def global_batch(batch: PyTree, sharding: Any, *, check: bool = True) -> PyTree:
     return structure.unflatten([leaf.made() for leaf in leaves])
 
 
+def ended(name: str, number: int) -> None:
+    """Tells the other processes that there is no batch after so many.
+
+    One that has another one would wait for it, and the mean of those before would be
+    taken for the mean of all.
+
+    Raises:
+        ValueError: if another process has one.
+    """
+    if jax.process_count() > 1:
+        together.judged("batch", {"ended": f"{name}: {number}"}, _compare)
+
+
 def check_global(name: str, batch: PyTree) -> None:
     """Refuses what is of this process alone where there are several.
 
@@ -277,6 +290,15 @@ def _compare(said: list[dict[str, Any]]) -> bool:
     for n, one in enumerate(said):
         if "error" in one:
             raise ValueError(f"process {n}: {one['error']}")
+    ends = [one.get("ended") for one in said]
+    if any(ends):
+        if None in ends:
+            short = next(n for n, end in enumerate(ends) if end)
+            raise ValueError(
+                f"{ends[short]} batches are all that process {short} has, and process "
+                f"{ends.index(None)} has another one: expected as many on all. {_PLAN}"
+            )
+        return False
     for n, one in enumerate(said[1:], 1):
         if one["structure"] != said[0]["structure"]:
             raise ValueError(

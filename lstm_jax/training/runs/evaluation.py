@@ -222,14 +222,16 @@ def predict(
     model = modules.functional(params)
     run = jax.jit(model.lift(function))
     placed: dict[int, PyTree] = {}
+    number = 0
     for batch in batches:
+        number += 1
         outputs = run(model.params, border.take_leaves("batch", batch))
         outputs = jax.device_get(jax.tree.map(together.whole, outputs))
-        rows = _rows_of(outputs)
-        sizes = None if lengths is None else _per_row("lengths", lengths(batch), rows)
-        places = range(len(placed), len(placed) + rows)
+        count = _rows_of(outputs)
+        sizes = None if lengths is None else _per_row("lengths", lengths(batch), count)
+        places = range(len(placed), len(placed) + count)
         if index is not None:
-            places = _per_row("index", index(batch), rows)
+            places = _per_row("index", index(batch), count)
         for row, place in enumerate(places):
             if place < 0:
                 continue
@@ -239,6 +241,7 @@ def predict(
             placed[place] = jax.tree.map(
                 lambda leaf: _example(leaf, row, size), outputs
             )
+    rows.ended("batches", number)
     return _in_order(placed)
 
 

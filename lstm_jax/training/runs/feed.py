@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from lstm_jax.distributed.batches import ended
 from lstm_jax.training.runs import resuming
 
 
@@ -85,6 +86,8 @@ class Feed:
     def _look(self) -> None:
         self._ahead = next(self._batches, _END)
         self.at_end = self._ahead is _END
+        if self.at_end:
+            ended(self.name, self.index)
         leaves = () if self.at_end else jax.tree.leaves(self._ahead)
         shapes = [list(leaf.shape) for leaf in leaves if getattr(leaf, "shape", ())]
         if shapes and not any(shape[0] for shape in shapes):
