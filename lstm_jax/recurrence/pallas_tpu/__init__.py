@@ -19,10 +19,11 @@ from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import LSTMCell
 from lstm_jax.recurrence.contract import Call, Implementation, Target
 from lstm_jax.recurrence.pallas_tpu import sizes
-from lstm_jax.types import Array
+from lstm_jax.types import Array, config
 
 VARIABLE = "LSTM_JAX_INTERPRET"
 _DTYPES = (jnp.float32, jnp.bfloat16)
+_PRECISIONS = (None, "default", "bfloat16", "fastest", "highest", "float32")
 
 
 def interpreting() -> bool:
@@ -69,6 +70,13 @@ class TPUKernels(Implementation):
             return (
                 f"runs on one device: XLA can't cut it over {target.devices}. Under "
                 "jax.shard_map over all axes of a mesh each device runs its rows"
+            )
+        precision = config.jax_default_matmul_precision
+        if precision not in _PRECISIONS:
+            return (
+                f"has no products in the precision {precision!r} that "
+                f"jax.default_matmul_precision asks for: "
+                f"{', '.join(map(repr, _PRECISIONS))} are what a TPU's kernels know"
             )
         if target.exporting and target.platform != "tpu":
             return "is interpreted by this package, which an exported program can't ask"
