@@ -15,6 +15,7 @@ SAMPLED = {
     "test_targets": 4,
     "test_convert_flax_errors": 2,
     "test_onnx_hostile": 2,
+    "test_pallas_tpu": 6,
     "test_onnx_nodes": 2,
     "test_serving_refusals": 2,
     "test_keras": 2,

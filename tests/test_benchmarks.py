@@ -207,7 +207,10 @@ def test_bench_writes_a_table_json_and_a_plot(tmp_path, monkeypatch):
 
     written = json.loads(out.with_suffix(".json").read_text())
     written["not_run"].pop("lstm_jax:cpu", None)  # where there was no compiler
-    assert written["not_run"] == {"absent": "not installed: pip install absent"}
+    assert written["not_run"] == {
+        "absent": "not installed: pip install absent",
+        "lstm_jax:pallas_tpu": lj.implementations()["pallas_tpu"],
+    }
     assert written["versions"]["jax"] == jax.__version__ and written["threads"] >= 1
     assert [g["mode"] for g in written["groups"]] == list(MODES)
     for one, row in zip(written["groups"], written["summary"], strict=True):
