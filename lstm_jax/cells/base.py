@@ -35,6 +35,7 @@ class Cell(Description):
         additive: whether ``update`` depends on z and r through ``z + r`` alone, so that
             less has to be kept for the backward pass. Where r is None, or a part of it,
             z stands alone.
+        convolves: whether its products are convolutions.
         outputs_hidden: whether an output is the h that enters the next step's product.
         standard: whether the step is that of the standard LSTM, which has fast kernels.
         unitwise: whether what a unit holds depends on no other unit's state, every leaf
@@ -79,6 +80,7 @@ class Cell(Description):
     input_shape: Any = None
     output_size: Any = None
     additive: Any = False
+    convolves: Any = False
     outputs_hidden: Any = True
     standard: Any = False
     unitwise: Any = False
@@ -206,6 +208,7 @@ class ProtocolCell(Cell):
             *("init", "zero_state", "project", "recur", "update"),
             *("dtype", "input_shape", "additive", "initial_state", "perturb"),
             *("output_size", "params_by_row", "affine_steps", "unitwise"),
+            "convolves",
         ):
             if hasattr(cell, name):
                 setattr(self, name, getattr(cell, name))

@@ -98,6 +98,7 @@ class ConvLSTMCell(LearnedStart):
     learn_initial_state: bool = False
 
     additive: ClassVar[bool] = True
+    convolves: ClassVar[bool] = True
     INIT_ONLY: ClassVar[tuple[str, ...]] = LSTMCell.INIT_ONLY
     param_letters: ClassVar[dict[str, str]] = {
         ".kernel": "[*kernel_size, I, 4H]",

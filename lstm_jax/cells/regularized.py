@@ -115,6 +115,7 @@ class Regularized(Cell):
     dtype = _of_inside("dtype", "The compute dtype.")
     input_shape = _of_inside("input_shape", "The shape of one input.")
     additive = _of_inside("additive", "Whether it depends on z and r through z + r.")
+    convolves = _of_inside("convolves", "Whether its products are convolutions.")
     unitwise = _of_inside("unitwise", "Whether units do not see one another.")
     param_letters = _of_inside("param_letters", "The letters of parameters' shapes.")
     state_letters = _of_inside("state_letters", "The letters of the state's shapes.")
@@ -289,6 +290,11 @@ class Noisy(Cell):
     def additive(self) -> bool:
         """Whether a step depends on inputs and state through their sum alone."""
         return self.regularized.additive
+
+    @property
+    def convolves(self) -> bool:
+        """That of the cell."""
+        return self.regularized.convolves
 
     @property
     def outputs_hidden(self) -> bool:

@@ -46,7 +46,11 @@ def _lower(kind, platform, context, *args, call, levels, **params):
             result = anew(*args, call=call, **params)
         return result
 
-    function = mapped(levels, one, one_by_one=chosen.native and not plainly)
+    # Convolutions that are mapped over together are one in groups, and for that XLA
+    # gathers all rows: openxla/xla#47945.
+    gathers = target.partitioned and call.cell.convolves
+    one_by_one = chosen.native and not plainly or gathers
+    function = mapped(levels, one, one_by_one=one_by_one)
     module = context.module_context
     if target.partitioned and not (levels or target.partly_manual):
         function = _with_whole_weights(

@@ -76,8 +76,13 @@ def cross_entropies(logits: Array, targets: Array) -> Array:
     return jax.nn.logsumexp(logits, -1) - jnp.squeeze(right, -1)
 
 
-def finish(total: Array, weight: Array, weighted: bool) -> Any:
-    """A total and its weight as they are, or the mean."""
+def finish(total: Array, weight: Array, weighted: bool, axis_name: Any = None) -> Any:
+    """A total and its weight as they are, or the mean; over axes, where some are named.
+
+    A device with few valid tokens weighs as they do: the mean of means does not.
+    """
+    if axis_name is not None:
+        total, weight = lax.psum((total, weight), axis_name)
     result = Weighted(total, weight)
     return result if weighted else result.mean()
 

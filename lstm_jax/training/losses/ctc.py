@@ -30,6 +30,7 @@ def ctc_loss(
     label_lengths: Array | None = None,
     blank: int = 0,
     weighted: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array | Weighted:
     """The mean CTC loss over rows: ``-log p(labels | frames)``, any alignment.
 
@@ -50,6 +51,7 @@ def ctc_loss(
         blank: the class that stands for no label.
         weighted: whether the sum and the number of rows that can be aligned come back
             as :class:`Weighted`, instead of the mean.
+        axis_name: see :func:`cross_entropy`.
 
     Returns:
         A scalar, in nats a row; 0 where no row can be aligned. PyTorch's mean divides
@@ -83,7 +85,7 @@ def ctc_loss(
     losses = _losses(logits, frames, labels, there & ~wrong[:, None], fits, blank)
     losses = jnp.where(wrong, jnp.asarray(jnp.nan, losses.dtype), losses)
     weigh = fits & frames.any(-1)
-    return finish(jnp.sum(losses), jnp.sum(weigh, dtype=jnp.int32), weighted)
+    return finish(jnp.sum(losses), jnp.sum(weigh, dtype=jnp.int32), weighted, axis_name)
 
 
 def ctc_alignable(

@@ -26,6 +26,7 @@ def squared_error(
     *,
     lengths: Array | None = None,
     weighted: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array | Weighted:
     """The mean squared error over valid elements.
 
@@ -41,6 +42,9 @@ def squared_error(
             of axes says how many are batch axes.
         weighted: whether the sum and the number of valid elements, int32, come back as
             :class:`Weighted`, for means over more than this call, instead of the mean.
+        axis_name: axes of a ``jax.shard_map`` or ``jax.vmap`` around this: sum and
+            weight are added up over them, each by itself, and divided then. None for
+            what one device has.
 
     Returns:
         A scalar, per valid element; 0 where none is valid. Not halved.
@@ -57,7 +61,7 @@ def squared_error(
             values are known.
         TypeError: if a dtype is wrong, or ``weighted`` is no bool.
     """
-    given = predictions, targets, mask, lengths, weighted
+    given = predictions, targets, mask, lengths, weighted, axis_name
     return _mean_of(optax.squared_error, *given)
 
 
@@ -69,6 +73,7 @@ def absolute_error(
     *,
     lengths: Array | None = None,
     weighted: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array | Weighted:
     """The mean absolute error over valid elements; its gradient is 0 at 0.
 
@@ -78,6 +83,7 @@ def absolute_error(
         mask: see :func:`squared_error`.
         lengths: see :func:`squared_error`.
         weighted: see :func:`squared_error`.
+        axis_name: see :func:`squared_error`.
 
     Returns:
         A scalar, per valid element; 0 where none is valid.
@@ -93,7 +99,7 @@ def absolute_error(
         TypeError: as :func:`squared_error` does.
     """
     distance = lambda predictions, targets: jnp.abs(predictions - targets)
-    return _mean_of(distance, predictions, targets, mask, lengths, weighted)
+    return _mean_of(distance, predictions, targets, mask, lengths, weighted, axis_name)
 
 
 @slips.explained
@@ -105,6 +111,7 @@ def huber_error(
     lengths: Array | None = None,
     delta: float = 1.0,
     weighted: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array | Weighted:
     """The mean Huber loss over valid elements: half the square, linear beyond delta.
 
@@ -115,6 +122,7 @@ def huber_error(
         lengths: see :func:`squared_error`.
         delta: the error from which on the loss grows linearly, above 0.
         weighted: see :func:`squared_error`.
+        axis_name: see :func:`squared_error`.
 
     Returns:
         A scalar, per valid element; 0 where none is valid.
@@ -135,7 +143,7 @@ def huber_error(
     options.check_finite("delta", delta)
     options.check_limit("delta", delta)
     huber = functools.partial(optax.huber_loss, delta=delta)
-    return _mean_of(huber, predictions, targets, mask, lengths, weighted)
+    return _mean_of(huber, predictions, targets, mask, lengths, weighted, axis_name)
 
 
 @slips.explained
@@ -146,6 +154,7 @@ def binary_cross_entropy(
     *,
     lengths: Array | None = None,
     weighted: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array | Weighted:
     """The mean cross-entropy of yes or no over valid elements, in nats.
 
@@ -156,6 +165,7 @@ def binary_cross_entropy(
         mask: see :func:`squared_error`.
         lengths: see :func:`squared_error`.
         weighted: see :func:`squared_error`.
+        axis_name: see :func:`squared_error`.
 
     Returns:
         A scalar, per valid element; 0 where none is valid.
@@ -176,7 +186,9 @@ def binary_cross_entropy(
     if targets.dtype.kind in "biu":
         targets = targets.astype(jnp.float32)
     loss = optax.sigmoid_binary_cross_entropy
-    return _mean_of(loss, logits, targets, mask, lengths, weighted, name="logits")
+    return _mean_of(
+        loss, logits, targets, mask, lengths, weighted, axis_name, name="logits"
+    )
 
 
 def _mean_of(
@@ -186,6 +198,7 @@ def _mean_of(
     mask: Any,
     lengths: Any,
     weighted: bool,
+    axis_name: Any,
     *,
     name: str = "predictions",
 ) -> Any:
@@ -206,4 +219,4 @@ def _mean_of(
     losses = loss(clean(predictions), clean(targets))
     # A loss of 0 and 0 need not be 0.
     total = jnp.sum(jnp.where(valid, losses, jnp.zeros((), wide)))
-    return finish(total, count(valid), weighted)
+    return finish(total, count(valid), weighted, axis_name)

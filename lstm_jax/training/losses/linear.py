@@ -35,6 +35,7 @@ def linear_cross_entropy(
     weights: Array | None = None,
     chunk_size: int | None = None,
     weighted: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array | Weighted:
     """``cross_entropy(ys @ kernel + bias, targets)`` that never holds all the logits.
 
@@ -61,6 +62,7 @@ def linear_cross_entropy(
         weighted: whether the sum and the weight of the valid tokens come back as
             :class:`Weighted`, for means over more than this call, instead of the mean.
             The weight is their number, int32, or the sum of ``weights``, floating.
+        axis_name: see :func:`cross_entropy`.
 
     Returns:
         A scalar, the mean in nats per valid token, or per unit of weight; 0 where none
@@ -118,7 +120,7 @@ def linear_cross_entropy(
     options.check_positive("chunk_size", chunk_size)
     arrays = (ys, kernel, bias, tokens.poison(scales), tokens.targets, tokens.valid)
     total = summed_losses(int(chunk_size), *vary_alike(arrays))
-    return finish(total, weight, weighted)
+    return finish(total, weight, weighted, axis_name)
 
 
 def _take_layer(ys: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array]:

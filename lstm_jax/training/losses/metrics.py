@@ -25,6 +25,7 @@ def accuracy(
     *,
     lengths: Array | None = None,
     weighted: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array | Weighted:
     """The share of valid tokens whose largest logit is that of their target.
 
@@ -38,6 +39,7 @@ def accuracy(
             ``lengths[b]`` steps count, and of those the ones that the mask leaves.
         weighted: whether how many are right and how many there are, int32, come back as
             :class:`Weighted`, for the share over more than this call.
+        axis_name: see :func:`cross_entropy`.
 
     Returns:
         A scalar, float32, from 0 to 1; 0 where no token is valid. Traced targets that
@@ -61,7 +63,7 @@ def accuracy(
     best = jnp.argmax(logits, -1).astype(tokens.targets.dtype)
     right = (best == tokens.targets) & ~jnp.any(jnp.isnan(logits), -1)
     right = tokens.poison((right & tokens.valid).astype(jnp.float32))
-    return finish(jnp.sum(right), count(tokens.valid), weighted)
+    return finish(jnp.sum(right), count(tokens.valid), weighted, axis_name)
 
 
 def perplexity(loss: Array | float | Weighted) -> Array:

@@ -21,6 +21,7 @@ def cross_entropy(
     *,
     lengths: Array | None = None,
     weighted: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array | Weighted:
     """The mean cross-entropy over valid tokens.
 
@@ -35,6 +36,9 @@ def cross_entropy(
             ``lengths[b]`` steps count, and of those the ones that the mask leaves.
         weighted: whether the sum and the number of valid tokens, int32, come back as
             :class:`Weighted`, for means over more than this call, instead of the mean.
+        axis_name: axes of a ``jax.shard_map`` or ``jax.vmap`` around this: sum and
+            weight are added up over them, each by itself, and divided then. None for
+            what one device has.
 
     Returns:
         A scalar, in nats per valid token; 0 where none is valid. Divided by ``log(2)``
@@ -65,4 +69,4 @@ def cross_entropy(
     losses = cross_entropies(logits, tokens.targets)
     losses = tokens.poison(losses)
     total = jnp.sum(jnp.where(tokens.valid, losses, zero))
-    return finish(total, count(tokens.valid), weighted)
+    return finish(total, count(tokens.valid), weighted, axis_name)
