@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
-from jax._src import custom_partitioning  # no public names
 from jax._src.lib import xla_client  # pyright: ignore  # no public name
 from jax._src.sharding_impls import GSPMDSharding  # no public name
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -113,46 +112,15 @@ def per_shard(
         ins = tuple(cut.shardings(arg_shapes, in_axes))
         return mesh, local, cut.shardings(result_shapes, out_axes), ins
 
-    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    rule = _rule(args, in_axes, shapes, out_axes, batch_ndim)
-    # Constants are not in its text.
-    partition.content = None if traced.consts else f"{traced} {rule}"
-    whole = lambda *args: list(function(*args))
-    partitioned = custom_partitioning.custom_partitioning(whole)
+    shapes = jax.eval_shape(function, *args)
+    partitioned = custom_partitioning(lambda *args: list(function(*args)))
     partitioned.def_partition(
         partition,
         infer_sharding_from_operands=infer,
         decode_shardings=False,
-        sharding_rule=rule,
+        sharding_rule=_rule(args, in_axes, shapes, out_axes, batch_ndim),
     )
     return list(partitioned(*args))
-
-
-def name_by_content(operations: Iterable[Any], module: Any, target: Any) -> None:
-    """Names what :func:`per_shard` calls by what it computes, in lowered operations.
-
-    JAX names it by an address, so that no program of another process is ever found in
-    the compilation cache: jax-ml/jax#21159. Who has the same name does the same.
-
-    Args:
-        operations: those of a block.
-        module: the context of its module, which keeps alive what is named.
-        target: what it is lowered for.
-    """
-    infos = custom_partitioning._sharding_callbacks
-    for operation in operations:
-        if operation.name != "stablehlo.custom_call":
-            continue
-        target = operation.attributes["call_target_name"].value
-        if target != custom_partitioning._CUSTOM_PARTITIONING_CALL_NAME:
-            continue
-        key = operation.attributes["backend_config"].value.encode()
-        content = getattr(infos[key].partition, "content", None)
-        if content is not None:
-            digest = hashlib.sha256(f"{content} {target}".encode()).hexdigest()
-            module.add_keepalive(infos.setdefault(digest.encode(), infos[key]))
-            name = type(operation.attributes["backend_config"]).get(digest)
-            operation.attributes["backend_config"] = name
 
 
 class _Cut(NamedTuple):

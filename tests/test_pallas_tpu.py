@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import core
 from jax._src.interpreters import mlir
 from jax._src.lib import tpu
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
@@ -169,7 +170,7 @@ def test_steps_shared_by_cores_are_seen_as_wrong(monkeypatch):
     """What the interpreter is asked to look out for: each core begins with nothing."""
     params = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"))
     monkeypatch.setattr(pltpu, "CompilerParams", lambda **_: params)
-    with pytest.raises(Exception, match="Mismatch|not close|NaN|rtol|limit|assert"):
+    with pytest.raises(AssertionError):
         check(lj.LSTMCell(3, 5), 1, 3 * STEPS, ())
 
 
@@ -178,7 +179,9 @@ def test_steps_shared_by_cores_are_seen_as_wrong(monkeypatch):
 
 def lowered(cell, args, controls=None, gradient=False):
     run = runner(cell, controls or {})
-    function = lambda *args: sum(leaf.sum() for leaf in run(*args).values())
+    function = lambda *args: sum(
+        leaf.astype(jnp.float32).sum() for leaf in run(*args).values()
+    )
     function = jax.grad(function, (0, 1)) if gradient else function
     return jax.jit(function).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
 
@@ -262,7 +265,7 @@ def read_by(jaxpr):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "get":
             yield eqn.invars[0]
-        for inner in jax.core.jaxprs_in_params(eqn.params):
+        for inner in core.jaxprs_in_params(eqn.params):
             read = {*read_by(inner)}
             offset = len(eqn.invars) - len(inner.invars)
             for outer, var in zip(eqn.invars[offset:], inner.invars, strict=True):
@@ -288,7 +291,7 @@ def test_what_it_cannot_run_is_refused_with_the_reason(cell, dtype, words):
         jax.eval_shape(run, jax.tree.map(cast, params), xs)
 
 
-@pytest.mark.parametrize(("hidden", "dtype"), [(2240, "bfloat16"), (1536, "float32")])
+@pytest.mark.parametrize(("hidden", "dtype"), [(2176, "bfloat16"), (1536, "float32")])
 def test_the_largest_that_fits_is_lowered(hidden, dtype):
     cell = lj.LSTMCell(3, hidden)
     shapes = jax.eval_shape(lambda: arguments(cell, 2, 3, dtype))

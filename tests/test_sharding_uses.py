@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import gc
-import re
 
 import jax
 import jax.numpy as jnp
@@ -279,29 +277,3 @@ def test_time_that_is_sharded(implementation):
     words = "expected a sharding of batch axes alone.*got P.None, 'data', None.*reshard"
     with pytest.raises(ValueError, match=words):
         run(params, cut(explicit, None, "data"), None, ())
-
-
-def test_what_runs_by_shard_is_named_by_what_it_computes():
-    """An address in its place would be another program's in every process."""
-    mesh = LAYOUTS["Auto-arrays-2"].mesh()
-    cell, names = CASES["standard"], ("lengths",)
-    args = place(mesh, arguments(cell, names), "data")
-
-    def lowered(**options):
-        run = function_of(cell, names, **options)
-        return jax.jit(lambda *args: run(*args)).lower(*args)
-
-    def name(lowered):
-        found = re.findall(r'CustomSPMDPartitioning.*backend_config = "(\w+)"', lowered)
-        (one,) = found
-        return one
-
-    first, again = lowered(), lowered()
-    assert name(first.as_text()) == name(again.as_text())
-    assert name(lowered(reverse=True).as_text()) != name(first.as_text())
-    # What is named is there for as long as any program that names it.
-    del first
-    gc.collect()
-    assert_close(
-        again.compile()(*args), function_of(cell, names)(*arguments(cell, names))
-    )

@@ -12,7 +12,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh
 
-from lstm_jax.meshes import gathered, name_by_content
+from lstm_jax.meshes import gathered
 from lstm_jax.recurrence import plain, xla
 from lstm_jax.recurrence.contract import Implementation, Target, input_axes
 from lstm_jax.recurrence.levels import mapped
@@ -66,11 +66,7 @@ def _lower(kind, platform, context, *args, call, levels, **params):
     avals = [core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         context = context.replace(avals_in=avals, module_context=module)
-        results = mlir.lower_fun(function)(context, *args)
-    if chosen.native and target.partitioned:
-        here: Any = mlir.ir.InsertionPoint.current
-        name_by_content(here.block.operations, module, target)
-    return results
+        return mlir.lower_fun(function)(context, *args)
 
 
 def _with_whole_weights(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import config as _config  # no public name
 
 from lstm_jax.cells.base import Cell
 from lstm_jax.cells.lstm_cell import LSTMCell
@@ -99,6 +100,14 @@ class TPUKernels(Implementation):
 
 def _run(function: Callable, args: Sequence[Array], target: Target) -> list[Array]:
     """Calls what runs kernels, or has them interpreted."""
+    # Types say here what each device holds, and nothing of who else has the same.
+    with _config._check_vma(False):
+        return _run_untyped(function, args, target)
+
+
+def _run_untyped(
+    function: Callable, args: Sequence[Array], target: Target
+) -> list[Array]:
     if target.platform == "tpu":
         return function(args, False)
     interpreted = lambda *args: function(args, True)
