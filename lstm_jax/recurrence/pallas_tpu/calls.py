@@ -186,6 +186,10 @@ class _Direction:
         )
         if params.bias is not None:
             zs = zs + as_last_axes(self._by_units(params.bias), zs)
+        if self.hidden < self.shape.hidden:
+            # An input that is infinite, times 0, is NaN: in every unit a step later.
+            there = self._by_units(jnp.ones(params.kernel.shape[1:], bool))
+            zs = jnp.where(jnp.expand_dims(there, (0, 1)), zs, jnp.zeros_like(zs))
         reset_h, reset_c = inputs.reset_state or (None, None)
         return forward.Given(
             zs=zs.astype(self.dtype),
