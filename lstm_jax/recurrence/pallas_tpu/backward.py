@@ -146,12 +146,7 @@ def _results(given: Given, wanted: Made, shape: Shape) -> Made:
         d_reset_h=rows(shape.output),
         d_reset_c=rows(shape.hidden),
     )
-    return Made(
-        *(
-            jax.ShapeDtypeStruct(*one) if wants else None
-            for one, wants in zip(every, wanted, strict=True)
-        )
-    )
+    return blocks.shapes_of(every, wanted)
 
 
 def _kernel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -30,6 +31,16 @@ def whole(array: Any) -> pl.BlockSpec:
     """All of a matrix, fetched once: it needs no second place in VMEM."""
     return pl.BlockSpec(
         array.shape, lambda b, t: (0, 0), pipeline_mode=pl.Buffered(buffer_count=1)
+    )
+
+
+def shapes_of(every: Any, wanted: Any) -> Any:
+    """Of a named tuple of shapes with dtypes those that are wanted; None for others."""
+    return type(every)(
+        *(
+            jax.ShapeDtypeStruct(*one) if wants else None
+            for one, wants in zip(every, wanted, strict=True)
+        )
     )
 
 

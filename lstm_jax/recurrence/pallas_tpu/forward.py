@@ -129,12 +129,7 @@ def _results(given: Given, wanted: Made, shape: Shape) -> Made:
         cells=steps(shape.hidden, wide),
         entering=steps(shape.output, narrow),
     )
-    return Made(
-        *(
-            jax.ShapeDtypeStruct(*one) if wants else None
-            for one, wants in zip(every, wanted, strict=True)
-        )
-    )
+    return blocks.shapes_of(every, wanted)
 
 
 def _kernel(given: Given, made: Made, scratch: Any, *, shape: Shape, reverse: bool):
